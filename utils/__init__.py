@@ -1,0 +1,1 @@
+"""Transformer Builder Templates. Import the file you need: `from utils.training.run import run_training`."""

@@ -1,0 +1,5 @@
+"""`python -m utils` is `tbt`."""
+
+from utils.cli.main import main
+
+main()

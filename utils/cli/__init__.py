@@ -1,0 +1,1 @@
+"""The `tbt` command: one file per command."""

@@ -1,0 +1,35 @@
+"""`tbt generate`: text from a run's best checkpoint, or from any model folder."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, a checkpoint or a model folder.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="The text to go on from.")] = "\n",
+    max_new_tokens: Annotated[int, typer.Option(min=0, help="How much to write, in tokens.")] = 400,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 = always the likeliest token; above 1 = wilder.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0 = all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest tokens that share this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
+    checkpoint: Annotated[str, typer.Option(help="Which of a run's checkpoints: best, latest or a step.")] = "best",
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it is written.")] = True,
+) -> None:
+    """Let a trained model write."""
+    from utils.inference.generate import generate_text
+    from utils.inference.load import load_for_inference
+
+    net, tokenizer = load_for_inference(model, checkpoint)
+    pieces = generate_text(
+        net, tokenizer, prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    if not stream:
+        pieces = iter(["".join(pieces)])
+    sys.stdout.write(prompt)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()

@@ -1,0 +1,39 @@
+"""`tbt`: the package from a terminal. One file per command; each imports what is heavy when it runs."""
+
+import os
+import sys
+
+import typer
+
+from utils.cli import config, data, generate, notebook, runs, status, summary, train, validate
+
+app = typer.Typer(
+    help="Train, look at and use any transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train.train)
+app.command()(generate.generate)
+app.command()(status.status)
+app.command()(runs.runs)
+app.command()(summary.summary)
+app.command()(validate.validate)
+app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
+app.add_typer(notebook.app, name="notebook")
+
+
+def main() -> None:
+    """Run one command. A user's mistake is a message and exit code 2, never a traceback (unless TBT_DEBUG=1)."""
+    try:
+        app(prog_name="tbt")
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("TBT_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `tbt ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

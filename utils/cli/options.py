@@ -1,0 +1,33 @@
+"""The options that several commands share, each written once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from utils.config.schema import RunConfig
+
+Preset = Annotated[str | None, typer.Option("--preset", "-p", help="Settings to start from: `tbt config presets`.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings, over the preset.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value]...", help="Settings such as train.max_steps=300: `tbt config fields`.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+
+
+def read_config(preset: str | None, file: Path | None, overrides: list[str] | None) -> "RunConfig":
+    """The settings those three name; the preset is quickstart when neither preset nor file is given."""
+    from utils.config.load import load_config
+
+    if preset is None and file is None:
+        preset = "quickstart"
+    return load_config(preset, file, overrides or ())
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    import json
+
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,106 @@
+"""A run's progress in a terminal: a bar where there is one, plain lines in a pipe or a log."""
+
+import sys
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from utils.jobs.launch import Job
+from utils.runs.folder import Row, RunFolder
+from utils.runs.progress import outcome, progress_line
+from utils.runtime.table import count
+
+PLAIN_EVERY = 5.0  # seconds between plain lines, when nothing was evaluated in between
+
+
+def follow(job: Job) -> int:
+    """Show a run until it ends, say how it ended; gives back the exit code."""
+    view: View = BarView() if sys.stdout.isatty() else PlainView()
+    view.open(job.run)
+    for run in job.watch():
+        view.show(run.state())
+    view.close()
+    code, words = job.result()
+    if words:
+        print(f"error: {words}", file=sys.stderr)
+        if code == 1:
+            print(f"log: {job.run.log}", file=sys.stderr)
+        return code
+    print(outcome(job.run.state(), job.run.status()))
+    if code:
+        print("The same command goes on from the last checkpoint.", file=sys.stderr)
+    print(f"run: {job.run.path}")
+    return code
+
+
+class View(Protocol):
+    """Something that shows a run's state."""
+
+    def open(self, run: RunFolder) -> None:
+        """Called once, first."""
+
+    def show(self, state: Row) -> None:
+        """Called often, with the newest state."""
+
+    def close(self) -> None:
+        """Called once, last."""
+
+
+class PlainView:
+    """One line for every evaluation, and one every few seconds."""
+
+    def __init__(self) -> None:
+        self._last: Row = {}
+        self._time = 0.0
+
+    def open(self, run: RunFolder) -> None:
+        """Name the run."""
+        print(f"training {run.path}", flush=True)
+
+    def show(self, state: Row) -> None:
+        """Print a line if there is news."""
+        evaluated = state.get("val_loss") != self._last.get("val_loss")
+        moved = state.get("step") != self._last.get("step")
+        if moved and (evaluated or time.monotonic() - self._time >= PLAIN_EVERY):
+            print(progress_line(state), flush=True)
+            self._last, self._time = state, time.monotonic()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class BarView:
+    """A bar that stays on its line: step, loss, validation loss, tokens per second, time left."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=Console(),
+        )
+
+    def open(self, run: RunFolder) -> None:
+        """Draw an empty bar."""
+        self._task = self._progress.add_task(run.name, total=None, numbers="starting ...")
+        self._progress.start()
+
+    def show(self, state: Row) -> None:
+        """Move the bar."""
+        if "step" not in state:
+            return
+        named = (("loss", "train_loss", ".4f"), ("val", "val_loss", ".4f"))
+        numbers = [f"{name} {state[key]:{form}}" for name, key, form in named if state.get(key) is not None]
+        if state.get("tokens_per_second"):
+            numbers.append(f"{count(state['tokens_per_second'])} tok/s")
+        self._progress.update(
+            self._task, total=state["total_steps"], completed=state["step"], numbers="  ".join(numbers)
+        )
+
+    def close(self) -> None:
+        """Leave the last bar on the screen."""
+        self._progress.stop()

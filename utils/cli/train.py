@@ -1,0 +1,47 @@
+"""`tbt train`: start a worker, or go on with an interrupted run, and show how it goes."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from utils.cli.options import ConfigFile, Overrides, Preset, read_config
+
+
+def train(
+    overrides: Overrides = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Start the run and leave; `tbt status --watch` shows it.")] = False,
+    inline: Annotated[bool, typer.Option("--inline", help="Train in this process, for a debugger.")] = False,
+) -> None:
+    """Train a model. The same command again goes on with a run that was interrupted.
+
+    Ctrl-C saves a checkpoint and stops (exit code 130). Example:
+
+    tbt train --preset quickstart data.source=text data.path=book.txt train.max_steps=300 --run-dir runs/book
+    """
+    settings = read_config(preset, config, overrides)
+    if run_dir is not None:
+        settings = settings.model_copy(update={"run_dir": str(run_dir)})
+    if inline:
+        from utils.training.interrupt import StopSignal
+        from utils.training.run import run_training
+
+        with StopSignal() as stop:
+            result = run_training(settings, stop)
+        sys.exit(0 if result.signal is None else 128 + result.signal)
+
+    from utils.cli.progress import follow
+    from utils.jobs.launch import launch
+
+    job = launch(settings, own_session=background)
+    if background:
+        print(f"run: {job.run.path}")
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: job.send(number))
+    sys.exit(follow(job))

@@ -1,0 +1,175 @@
+"""From presets, YAML files and dotted overrides to one checked RunConfig; all problems at once."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from utils.config.schema import RunConfig, field_table
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used. The message lists every problem found."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{head} in the settings:", *(f"  - {p}" for p in problems)]))
+
+
+def preset_names() -> list[str]:
+    """The presets that ship, in alphabetical order."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(
+    preset: str | None = None, file: str | Path | None = None, overrides: Iterable[str] = ()
+) -> RunConfig:
+    """The settings of a run: defaults, then the preset, then the YAML file, then `key.path=value` words.
+
+    Raises ConfigError with every problem at once: unknown keys with the nearest known one, values out of
+    range with what is allowed, settings that do not fit together.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    if preset is not None:
+        if preset not in preset_names():
+            raise ConfigError([_unknown("preset", preset, preset_names())])
+        _merge(values, _read_yaml(PRESETS / f"{preset}.yaml"))
+    if file is not None:
+        _merge(values, _read_yaml(Path(file)))
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            problems.append(f"{word!r} is not a setting: write key.path=value, such as train.max_steps=300")
+            continue
+        try:
+            _set(values, key, yaml.safe_load(text) if text else "")
+        except yaml.YAMLError:
+            _set(values, key, text)
+    config = _check(values, problems)
+    if config.run_dir:
+        return config
+    return config.model_copy(update={"run_dir": f"runs/{preset or 'run'}-{config_hash(config)[:6]}"})
+
+
+def parse_config(text: str) -> RunConfig:
+    """The settings in a YAML text, such as the config.yaml of a run folder. Raises ConfigError."""
+    return _check(_as_mapping(text, "the settings"), [])
+
+
+def dump_config(config: RunConfig) -> str:
+    """Every setting as YAML that `parse_config` and `tbt train --config` take back unchanged."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: RunConfig) -> str:
+    """sha256 of every setting but run_dir: equal for runs that would train alike."""
+    settings = config.model_dump(exclude={"run_dir"})
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """`key: old -> new` for each setting that differs, run_dir aside."""
+    was, now = flatten(old.model_dump(exclude={"run_dir"})), flatten(new.model_dump(exclude={"run_dir"}))
+    return [f"{key}: {was[key]!r} -> {now[key]!r}" for key in was if was[key] != now[key]]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + str(key): value}
+    return flat
+
+
+def _check(values: dict[str, Any], problems: list[str]) -> RunConfig:
+    """The config, or a ConfigError with `problems` and everything the schema finds."""
+    wrong: set[str] = set()
+    for _ in ("each setting by itself", "the good ones together"):
+        try:
+            config = RunConfig.model_validate(values)
+            break
+        except ValidationError as error:
+            for found in error.errors():
+                if found["type"] == "disagreement":
+                    problems += [text for keys, text in found["ctx"]["problems"] if not wrong.intersection(keys)]
+                else:
+                    key = ".".join(map(str, found["loc"]))
+                    wrong.add(key)
+                    problems += _in_words(key, found["type"], found["msg"], found["input"])
+                    _remove(values, found["loc"])
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _in_words(key: str, kind: str, message: str, value: Any) -> list[str]:
+    rows = {row[0]: row for row in field_table()}
+    if kind == "extra_forbidden":
+        unknown = flatten(value, f"{key}.") if isinstance(value, dict) else [key]
+        return [_unknown("setting", name, list(rows)) for name in unknown]
+    if kind in ("model_type", "model_attributes_type"):
+        return [f"{key} is a group of settings, not one value (given: {value!r})"]
+    words = message[0].lower() + message[1:]
+    hint = f"  [{rows[key][3]}]" if key in rows else ""
+    return [f"{key}={value!r}: {words}{hint}"]
+
+
+def _unknown(what: str, given: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    last = given.rsplit(".", 1)[-1]
+    near = near or [key for key in known if key.rsplit(".", 1)[-1] == last][:1]
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return f"unknown {what} {given}: {hint}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return _as_mapping(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise ConfigError([f"no file {path}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from None
+
+
+def _as_mapping(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{name} is not YAML: {' '.join(str(error).split())}"]) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError([f"{name} must hold `key: value` lines, not a {type(values).__name__}"])
+    return values
+
+
+def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *groups, name = key.split(".")
+    for group in groups:
+        if not isinstance(values.get(group), dict):
+            values[group] = {}
+        values = values[group]
+    values[name] = value
+
+
+def _remove(values: dict[str, Any], path: tuple[int | str, ...]) -> None:
+    for group in path[:-1]:
+        values = values[str(group)]
+    values.pop(str(path[-1]), None)

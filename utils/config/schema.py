@@ -1,0 +1,203 @@
+"""Every setting of a run, with its unit and its limits; knows nothing of files, YAML or torch."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Problem = tuple[tuple[str, ...], str]  # the dotted keys involved, what is wrong and what to do
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and a key nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelShape(Section):
+    """The size of a built-in transformer."""
+
+    n_layer: int = Field(4, ge=1)
+    """Number of transformer blocks."""
+    n_head: int = Field(4, ge=1)
+    """Number of attention heads; must divide n_embd."""
+    n_kv_head: int = Field(0, ge=0)
+    """Number of key-value heads shared by the attention heads; 0 = n_head. Only llama groups them."""
+    n_embd: int = Field(128, ge=2)
+    """Width of the residual stream, in channels."""
+    n_hidden: int = Field(0, ge=0)
+    """Width of the feed-forward layer, in channels; 0 = the kind's usual (gpt 4 x, llama 8/3 x n_embd)."""
+    block_size: int = Field(256, ge=1)
+    """The longest text the model can see, in tokens."""
+    vocab_size: int = Field(0, ge=0)
+    """Rows of the embedding table, in tokens; 0 = exactly the tokenizer's vocabulary."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Probability of dropping an activation in training."""
+    tie_embeddings: bool = True
+    """Whether the input embedding is also the output layer (saves n_embd x vocab_size parameters)."""
+
+
+class ModelConfig(Section):
+    """Which model is trained."""
+
+    kind: Literal["gpt", "llama"] = "llama"
+    """Architecture: gpt (learned positions, LayerNorm, GELU) or llama (RoPE, RMSNorm, SwiGLU)."""
+    shape: ModelShape = ModelShape()
+    """The size of the model."""
+
+
+class DataConfig(Section):
+    """What text the model learns, and how it is cut into tokens."""
+
+    source: Literal["stories", "text"] = "stories"
+    """Where text comes from: the embedded stories, or UTF-8 text files at data.path."""
+    path: str = ""
+    """File or folder of UTF-8 text (source=text); a folder means every .txt and .md file below it."""
+    size: int = Field(2_000_000, ge=1_000)
+    """How much of the stories to write, in characters (source=stories)."""
+    seed: int = Field(0, ge=0)
+    """Which stories are written (source=stories)."""
+    tokenizer: Literal["char", "byte"] = "char"
+    """What a token is: a character seen in the training text, or a UTF-8 byte."""
+    seq_len: int = Field(256, ge=1)
+    """Length of one training example, in tokens; at most model.shape.block_size."""
+    val_fraction: float = Field(0.05, gt=0.0, lt=1.0)
+    """Share of the text, at its end, that is only used for validation."""
+
+
+class TrainConfig(Section):
+    """How the model is trained. Every cadence is in optimizer steps, and 0 turns it off."""
+
+    max_steps: int = Field(1000, ge=0)
+    """Length of the run, in optimizer steps; 0 = as many as train.epochs needs."""
+    epochs: float = Field(0.0, ge=0.0)
+    """Length of the run, in passes over the training text; 0 = train.max_steps decides."""
+    batch_size: int = Field(16, ge=1)
+    """Examples per micro-batch."""
+    grad_accum_steps: int = Field(1, ge=1)
+    """Micro-batches per optimizer step; 1 x 8 and 8 x 1 train alike."""
+    learning_rate: float = Field(3e-3, gt=0.0)
+    """Peak learning rate, reached after the warmup."""
+    min_lr: float = Field(3e-4, ge=0.0)
+    """Learning rate at the last step (schedules cosine, linear and wsd)."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps over which the learning rate rises linearly from near 0."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape of the learning rate after warmup; wsd = stable, then a linear fall over the last fifth."""
+    weight_decay: float = Field(0.1, ge=0.0)
+    """Decoupled weight decay of matrices and embeddings; biases and norms never decay."""
+    beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    """AdamW: decay of the running mean of gradients."""
+    beta2: float = Field(0.99, ge=0.0, lt=1.0)
+    """AdamW: decay of the running mean of squared gradients."""
+    grad_clip: float = Field(1.0, ge=0.0)
+    """Largest norm of the gradient over all parameters; 0 = no clipping."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the forward pass; auto = bf16 on a GPU that has it, fp16 on one that hasn't, else fp32."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto = the GPU if there is one."""
+    threads: int = Field(0, ge=0)
+    """CPU threads for torch; 0 = all cores. A run keeps the number it started with: it changes rounding."""
+    eval_every: int = Field(100, ge=0)
+    """Steps between evaluations on the validation text (there is always one at the end)."""
+    eval_batches: int = Field(0, ge=0)
+    """Batches per evaluation, spread evenly over the validation text; 0 = all of it."""
+    save_every: int = Field(100, ge=0)
+    """Steps between checkpoints (there is always one at the end, and one when interrupted)."""
+    log_every: int = Field(10, ge=0)
+    """Steps between rows of training metrics."""
+    sample_every: int = Field(0, ge=0)
+    """Steps between samples of the model's own text."""
+    sample_prompt: str = Field("\n", min_length=1)
+    """The text each sample continues."""
+    sample_tokens: int = Field(300, ge=1)
+    """Length of each sample, in tokens."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many evaluations in a row without a better validation loss."""
+    seed: int = Field(1337, ge=0)
+    """Decides initial weights, order of the data, dropout and samples."""
+    deterministic: bool = False
+    """Whether to allow only GPU algorithms that repeat bit for bit (slower); a CPU always does."""
+
+
+class CheckpointConfig(Section):
+    """Which checkpoints are kept."""
+
+    keep_last: int = Field(2, ge=1)
+    """How many of the newest checkpoints to keep."""
+    keep_best: bool = True
+    """Whether to also save and keep the checkpoint with the lowest validation loss."""
+
+
+class RunConfig(Section):
+    """One training run: model, data, training, checkpoints, and the folder it leaves."""
+
+    model: ModelConfig = ModelConfig()
+    """Which model is trained."""
+    data: DataConfig = DataConfig()
+    """What it learns from."""
+    train: TrainConfig = TrainConfig()
+    """How it is trained."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Which checkpoints are kept."""
+    run_dir: str = ""
+    """Folder of the run; empty = runs/<preset>-<six letters of the settings' hash>, the same for the same settings."""
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "RunConfig":
+        found = disagreements(self)
+        if found:
+            text = "; ".join(message for _, message in found)
+            raise PydanticCustomError("disagreement", "{text}", {"text": text, "problems": found})
+        return self
+
+
+def disagreements(config: RunConfig) -> list[Problem]:
+    """Settings that are each allowed but do not fit together."""
+    m, d, t = config.model.shape, config.data, config.train
+    rules: list[tuple[bool, tuple[str, ...], str]] = [
+        (m.n_embd % m.n_head == 0, ("model.shape.n_embd", "model.shape.n_head"),
+         f"model.shape.n_embd={m.n_embd} is not a multiple of model.shape.n_head={m.n_head}"),
+        (config.model.kind != "llama" or m.n_embd % m.n_head != 0 or m.n_embd // m.n_head % 2 == 0,
+         ("model.shape.n_embd", "model.shape.n_head", "model.kind"),
+         f"a llama needs an even number of channels per head, and model.shape.n_embd={m.n_embd} over "
+         f"model.shape.n_head={m.n_head} gives {m.n_embd // m.n_head}"),
+        (m.n_head % (m.n_kv_head or m.n_head) == 0, ("model.shape.n_head", "model.shape.n_kv_head"),
+         f"model.shape.n_head={m.n_head} is not a multiple of model.shape.n_kv_head={m.n_kv_head}"),
+        (config.model.kind != "gpt" or m.n_kv_head in (0, m.n_head), ("model.kind", "model.shape.n_kv_head"),
+         f"model.kind=gpt has no grouped heads: set model.shape.n_kv_head=0 (given: {m.n_kv_head}) or model.kind=llama"),
+        (d.seq_len <= m.block_size, ("data.seq_len", "model.shape.block_size"),
+         f"data.seq_len={d.seq_len} is longer than model.shape.block_size={m.block_size}: lower the one or raise the other"),
+        (d.source != "text" or bool(d.path), ("data.source", "data.path"),
+         "data.source=text needs data.path=FILE_OR_FOLDER"),
+        (d.source == "text" or not d.path, ("data.source", "data.path"),
+         f"data.path={d.path} is only read with data.source=text"),
+        (bool(t.max_steps or t.epochs), ("train.max_steps", "train.epochs"),
+         "train.max_steps and train.epochs are both 0: one of them must say how long to train"),
+        (not (t.max_steps and t.epochs), ("train.max_steps", "train.epochs"),
+         f"train.max_steps={t.max_steps} and train.epochs={t.epochs:g} both say how long to train: set one of them to 0"),
+        (t.min_lr <= t.learning_rate, ("train.min_lr", "train.learning_rate"),
+         f"train.min_lr={t.min_lr:g} is above train.learning_rate={t.learning_rate:g}"),
+        (not t.max_steps or t.warmup_steps <= t.max_steps, ("train.warmup_steps", "train.max_steps"),
+         f"train.warmup_steps={t.warmup_steps} is longer than train.max_steps={t.max_steps}"),
+        (not t.patience or t.eval_every > 0, ("train.patience", "train.eval_every"),
+         f"train.patience={t.patience} counts evaluations, and train.eval_every=0 turns them off"),
+    ]
+    return [(keys, message) for fine, keys, message in rules if not fine]
+
+
+def field_table() -> list[tuple[str, str, Any, str]]:
+    """(dotted key, type in words, default, description) of every setting, in order."""
+
+    def walk(section: type[BaseModel], prefix: str) -> list[tuple[str, str, Any, str]]:
+        rows: list[tuple[str, str, Any, str]] = []
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                rows += walk(kind, f"{prefix}{name}.")
+            else:
+                words = kind.__name__ if isinstance(kind, type) else " | ".join(map(str, getattr(kind, "__args__", ())))
+                rows.append((prefix + name, words, field.default, field.description or ""))
+        return rows
+
+    return walk(RunConfig, "")

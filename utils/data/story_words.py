@@ -1,0 +1,208 @@
+"""The words of the little stories: tables only, which know neither chance nor how they are read.
+
+Notation: `[kind]` chooses from the table of that name and remembers the choice, `{kind}` recalls it,
+`[=names]` chooses from the table that the remembered fact `names` names, and `(a|b)` chooses a wording.
+The words before an option's first bracket must tell it from its neighbours, so no option starts with one.
+In every list, earlier options are commoner.
+"""
+
+STORY = (
+    "\n[opening] [wish] [meeting] [advice](\n| )[journey] [trouble] "
+    "[reaction] [=turns] [praise] [=result] [closing]\n"
+)
+
+GIRLS = [
+    "Lily", "Mia", "Anna", "Rosa", "Emma", "Nora", "Ruby", "Clara", "Molly", "Daisy", "Zoe", "Ella", "Kate",
+]
+BOYS = [
+    "Tom", "Ben", "Sam", "Leo", "Max", "Jack", "Finn", "Oscar", "Peter", "Hugo", "Noah", "Theo", "Will",
+]
+FRIENDS = [
+    "Dot", "Otis", "Hazel", "Gus", "Olive", "Barney", "Tilly", "Rusty", "Poppy", "Monty", "Greta", "Felix",
+    "Wanda", "Ned", "Fern", "Bruno",
+]
+
+# A girl is named from the girls, a boy from the boys, an animal from both. No friend is the hero's kind.
+ANIMALS = ["rabbit", "bear", "mouse", "fox", "kitten", "puppy", "lamb", "mole", "goat", "pig"]
+
+HERO = "[trait] [kind] named [=names]"
+FRIEND = "[friend] the [looks] [friend_kind]"
+THING = "[size] [colour] [object]"
+
+TABLES: dict[str, list[str]] = {
+    "opening": [
+        "Once there was a " + HERO + ", who lived [home].",
+        "Once upon a time, a " + HERO + " lived [home].",
+        "Long ago, a " + HERO + " lived [home].",
+        "In a house [home] lived a " + HERO + ".",
+    ],
+    "trait": [
+        "shy", "jolly", "curious", "merry", "gentle", "sleepy", "busy", "tidy", "dreamy", "quiet", "lonely",
+        "happy",
+    ],
+    "home": [
+        "by the sea", "near the river", "behind the mill", "beside the lake", "across the bridge",
+        "next to the school", "above the bakery", "over the toy shop", "at the end of the road",
+    ],
+    "weather": ["sunny", "windy", "warm", "cold", "bright", "cloudy", "misty"],
+    "weekday": ["Monday", "Saturday", "Sunday", "Friday", "Tuesday", "Thursday", "Wednesday"],
+    "wish": [
+        'One [weather] [weekday], {he} (said|sighed|whispered), '
+        '"I (want|need|wish for) a ' + THING + ' [my_purpose]."',
+        "On a [weather] [weekday], {he} (wanted|wished for|dreamed of) a " + THING + " [his_purpose].",
+        "It was a [weather] [weekday]. "
+        '"(If only|I wish) I had a ' + THING + ' [my_purpose]," {he} (said|sighed).',
+    ],
+    "size": ["little", "big", "new", "tiny", "pretty", "shiny", "fine", "lovely", "lucky"],
+    "colour": ["red", "blue", "yellow", "green", "golden", "white", "pink", "purple", "silver", "brown"],
+    "object": [
+        "kite", "ball", "hat", "drum", "lantern", "flag", "scarf", "cup", "bell", "crown", "whistle", "flute",
+        "ribbon", "spoon", "puppet", "blanket", "coat", "mitten", "necklace", "feather",
+    ],
+    "relative": [
+        "mother", "grandmother", "father", "sister", "grandfather", "brother", "teacher", "aunt", "cousin",
+        "uncle",
+    ],
+    "event": ["party", "fair", "picnic", "parade", "school play", "big dance"],
+    "meeting": [
+        "Just then, " + FRIEND + " came (by|along) with [number] [snack].",
+        "So {he} (went to|ran to|told) " + FRIEND + ", who had [number] [snack].",
+        "A friend, " + FRIEND + ", heard {him} and put down [number] [snack].",
+        "Next door, " + FRIEND + " was (washing|packing|carrying) [number] [snack].",
+    ],
+    "friend": FRIENDS,
+    "looks": ["old", "wise", "young", "small", "round", "tall", "plump", "friendly"],
+    "friend_kind": [
+        "duck", "owl", "frog", "hedgehog", "squirrel", "turtle", "otter", "beaver", "crow", "badger",
+    ],
+    "number": ["three", "five", "four", "six", "ten", "seven", "eight", "nine"],
+    "snack": ["apples", "berries", "cookies", "nuts", "plums", "buns", "pears", "carrots", "cherries"],
+    "advice": [
+        '"[look] [place]," (said|called) {friend}. "[saying]!"',
+        'And {friend} (said|told {him}), "[saying]. [look] [place]."',
+        'With a (smile|wink|nod), {friend} said, "[saying]. [look] [place]."',
+    ],
+    "look": ["Let us look", "I saw one", "We could look", "Come and look", "There is one"],
+    "place": [
+        "in the meadow", "at the farm", "in the orchard", "at the castle", "in the garden",
+        "near the windmill", "by the church", "in the valley", "at the market", "in the forest",
+        "behind the barn", "at the crossroads",
+    ],
+    "saying": [
+        "Small steps make long roads", "Two are braver than one", "Every lock has a key",
+        "Kind words open doors", "The sun follows the rain", "Tall trees were small once",
+        "Good things take time", "Slow feet still get there", "A friend is the best map",
+        "Friends make work light",
+    ],
+    "journey": [
+        "Soon they (saw|found) the {object},",
+        "At last they (saw|found) the {object},",
+        "They (walked|hurried|skipped|marched) (there|side by side) and (saw|found) the {object},",
+        "There was the {object},",
+    ],
+    "reaction": [
+        '"(Oh no|Oh dear|How sad)!" (said|cried|sighed) {hero}.',
+        "Poor {hero} [felt].",
+        "At first, {hero} [felt].",
+        'Then {friend} (said|whispered), "[cheer]."',
+    ],
+    "felt": ["felt sad", "felt like crying", "wanted to go home", "felt small", "sighed"],
+    "cheer": [
+        "Do not worry", "We can do it", "Do not give up", "I have a plan", "Let us think", "I will help",
+    ],
+    "praise": [
+        '"(How {virtue}|You were so {virtue}|What a {virtue} {kind})!" (said|cheered|cried) {friend}.',
+        "Proudly, {friend} called {him} a {virtue} {kind}.",
+        "With a hug, {friend} called {him} a {virtue} {kind}.",
+    ],
+    "gift": [
+        "That (evening|night), {hero} gave the {colour} {object} to {his} {relative}, who [thanked].",
+        "When {hero} gave {his} {relative} the {size} {colour} {object}, "
+        "there were (hugs|smiles|happy tears).",
+        "Later, {hero}'s {relative} took the {size} {colour} {object} and [thanked].",
+    ],
+    "thanked": ["smiled and smiled", "hugged {him} tight", "laughed with joy", "kissed {him}", "sang a song"],
+    "toy": [
+        "That (evening|day), {hero} played with the {colour} {object} until [late].",
+        "Then {hero} and {friend} played with the {colour} {object} until [late].",
+        "The {size} {colour} {object} belonged to {hero} now, and {he} played until [late].",
+    ],
+    "late": ["bedtime", "the moon came up", "the stars came out", "supper was ready"],
+    "show": [
+        "At the {event}, (everyone|the whole town|even the mayor) "
+        "[admired] {hero} and the {size} {colour} {object}.",
+        "When {hero} took the {colour} {object} to the {event}, (everyone|the whole town) (clapped|cheered).",
+    ],
+    "admired": ["clapped for", "loved", "talked about", "smiled at"],
+    "closing": [
+        '"{saying}," said {hero}, and {friend} (smiled|nodded|laughed).',
+        "After that, the {barrier} never (seemed|looked) so {hard} again.",
+        "Then {hero} and {friend} ate the last of the {snack} and (watched the sky|told jokes|fell asleep).",
+        "From then on, every {weather} {weekday} made {hero} think of the {barrier}.",
+        "And the {trait} {kind} (slept well|was happy|smiled) that night in the house {home}.",
+        "Every {weekday}, {hero} still meets {friend} the {looks} {friend_kind} {place}.",
+    ],
+}
+
+# What the wish is for decides how the story ends: (the words, the table of results).
+PURPOSES = [
+    ("for {my} [relative]", "gift"),
+    ("to play with", "toy"),
+    ("to take to the [event]", "show"),
+]
+
+# (the barrier, how it is, what happens, and what helps: each turn with the virtue it takes).
+TROUBLES = [
+    ("tree", "tall", "but it hung from a tall tree.", [
+        ("brave", "While {friend} held a branch, {hero} climbed up and got it."),
+        ("strong", "They shook the tree until the {object} dropped."),
+        ("patient", "They waited until the wind blew it out of the tree."),
+    ]),
+    ("stream", "wide", "but it was across a wide stream.", [
+        ("clever", "They rolled a log over the stream, and {hero} walked across."),
+        ("brave", "From stone to stone, {hero} jumped across the stream and back."),
+        ("polite", "So {hero} said please to a swan, and it swam over to fetch the {object}."),
+    ]),
+    ("cave", "dark", "but it was deep inside a dark cave.", [
+        ("brave", "They sang a song, and {hero} ran in and carried the {object} out."),
+        ("careful", "With a candle, {hero} went in, step by step, and found it."),
+    ]),
+    ("gate", "high", "but it was behind a high gate with a lock.", [
+        ("patient", "They looked under every stone until {hero} found the key."),
+        ("polite", "So {hero} knocked and said please, and a farmer opened the gate."),
+        ("clever", "With a stick, {hero} pulled the {object} out under the gate."),
+    ]),
+    ("dog", "big", "but a big dog was guarding it.", [
+        ("kind", "Gently, {hero} gave the dog two of the {number} {snack}, and it wagged its tail."),
+        ("patient", "They waited until the dog went to sleep."),
+        ("polite", 'So {hero} asked the dog, "Please may we have it?" The dog wagged its tail.'),
+    ]),
+    ("bush", "thorny", "but it was stuck in a thorny bush.", [
+        ("careful", "With a stick, {hero} lifted the {object} out, inch by inch."),
+        ("brave", "While {friend} held the thorns, {hero} reached in and got it."),
+    ]),
+    ("mud", "deep", "but it was stuck in deep mud.", [
+        ("clever", "They laid flat stones on the mud, and {hero} picked it up."),
+        ("strong", "With a rope, they pulled until the {object} popped out of the mud."),
+    ]),
+    ("fog", "thick", "but a thick fog came and hid it.", [
+        ("patient", "They told stories until the fog was gone."),
+        ("careful", "Step by step, {hero} felt the way and found it again."),
+    ]),
+    ("rain", "heavy", "but heavy rain began to fall.", [
+        ("patient", "They hid until the rain stopped and a rainbow came."),
+        ("brave", "Under one umbrella, they ran and got the {object}."),
+    ]),
+    ("goose", "grumpy", "but a grumpy goose would not let go of it.", [
+        ("kind", "Gently, {hero} gave the goose two of the {number} {snack}, and it let go."),
+        ("funny", "So {hero} told the goose a joke, and it laughed and let go."),
+    ]),
+    ("hill", "steep", "but it was at the top of a steep hill.", [
+        ("patient", "They ate two of the {number} {snack} and then went up."),
+        ("strong", "They counted every step up to the {object}."),
+    ]),
+    ("well", "deep", "but it was down in a deep well.", [
+        ("careful", "Slowly, they pulled the bucket up with the {object} inside."),
+        ("clever", "With a hook on a rope, {hero} fished the {object} out."),
+    ]),
+]

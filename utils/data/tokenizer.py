@@ -1,0 +1,83 @@
+"""Text to token ids and back, by Hugging Face's tokenizers library; knows nothing of models or files of text."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a char tokenizer makes of a character it never saw
+PIECE = 1 << 16  # characters per call: one call on a whole book is slow and holds the GIL
+
+
+class Tokenizer:
+    """A vocabulary and the way text is cut into it. Saved as `tokenizer.json`, which is all of it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different ids."""
+        return int(self._backend.get_vocab_size())
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the tokenizer as saved."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; nothing is added to it."""
+        pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+        encoded = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+        return [token for piece in encoded for token in piece.ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def unknown_characters(self, text: str) -> str:
+        """The characters of a text that this vocabulary cannot say, in order of first appearance."""
+        if self._backend.token_to_id(UNKNOWN) is None:
+            return ""
+        return "".join(c for c in dict.fromkeys(text) if self._backend.token_to_id(c) is None)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`."""
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises FileNotFoundError, ValueError."""
+    path = folder / "tokenizer.json"
+    text = path.read_text(encoding="utf-8")
+    try:
+        return Tokenizer(Backend.from_str(text))
+    except Exception as error:  # the library raises bare Exception for a bad file
+        raise ValueError(f"{path} is not a tokenizer: {error}") from None
+
+
+def build_tokenizer(kind: str, text: str) -> Tokenizer:
+    """The tokenizer `data.tokenizer` names, for this training text: "char" or "byte"."""
+    return {"char": _char, "byte": _byte}[kind](text)
+
+
+def _char(text: str) -> Tokenizer:
+    vocabulary = {character: i for i, character in enumerate(sorted(set(text) | {UNKNOWN}))}
+    backend = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return Tokenizer(backend)
+
+
+def _byte(_text: str) -> Tokenizer:
+    # The library writes bytes as printable characters: those that are printable as themselves, the
+    # other 68 as the characters from 256 on (Radford et al. 2019, GPT-2). Here id = value of the byte.
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    other = (chr(256 + i) for i in range(256 - len(printable)))
+    vocabulary = {chr(byte) if byte in printable else next(other): byte for byte in range(256)}
+    backend = Backend(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend)

@@ -1,0 +1,148 @@
+"""Continue a text, one token at a time; leaves the model's mode and torch's random state as they were."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from utils.inference.kv_cache import KVCache
+from utils.inference.sampling import check_sampling, sample
+from utils.models.folder import unwrap
+
+UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not, or not yet, a character
+
+
+class Tokenizer(Protocol):
+    """What `generate_text` asks of a tokenizer."""
+
+    def encode(self, text: str, /) -> list[int]: ...
+
+    def decode(self, ids: list[int], /) -> str: ...
+
+
+def window_start(n_tokens: int, block_size: int) -> int:
+    """Where the part of a text of `n_tokens` begins that the model is shown; it is at most `block_size` long.
+
+    Beyond `block_size` the start hops by half of it. A start that crept along would change every position,
+    and so every cached key, at every step; a hop empties the cache once per half block.
+    """
+    hop = max(1, block_size // 2)
+    return hop * math.ceil(max(0, n_tokens - block_size) / hop)
+
+
+def generate_ids(
+    model: nn.Module,
+    ids: Sequence[int] | Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> Iterator[int]:
+    """Stream the `max_new_tokens` ids that continue one text.
+
+    `ids` is a list of token ids, or a (T,) or (1, T) tensor. `temperature`, `top_k` and `top_p` are as in
+    `sample`; the same `seed` draws the same text. `use_cache=False` is the slow path, the fast one's oracle.
+
+    The model is in eval mode from the first token to the last (or until the iterator is closed); then each of
+    its modules is back in the mode it was in. Raises ValueError at once, before the first token, if the text
+    is empty, an id is outside the model's vocabulary, or a setting is out of range.
+    """
+    model = unwrap(model)  # a compiled model would recompile for every length
+    text = [int(i) for i in (_single(ids) if isinstance(ids, Tensor) else ids)]
+    vocab_size = model.shape.vocab_size
+    if not text:
+        raise ValueError("the text to continue is empty: it needs at least one token")
+    if not 0 <= min(text) <= max(text) < vocab_size:
+        wrong = next(i for i in text if not 0 <= i < vocab_size)
+        raise ValueError(f"token id {wrong} is outside this model's vocabulary of {vocab_size} tokens")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be a number of tokens, 0 or more")
+    check_sampling(temperature, top_k, top_p)
+    return _stream(model, text, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+
+
+def _single(ids: Tensor) -> list[int]:
+    if ids.dim() == 2 and ids.shape[0] != 1:
+        raise ValueError(f"ids has {ids.shape[0]} rows, and one text is continued at a time: pass one row")
+    return ids.flatten().tolist()
+
+
+def _stream(
+    model: nn.Module,
+    text: list[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    use_cache: bool,
+) -> Iterator[int]:
+    # Tokens are drawn on the CPU: the same seed then draws alike on every device.
+    generator = torch.Generator().manual_seed(seed)
+    cache = KVCache.for_model(model) if use_cache else None
+    start = 0
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        for _ in range(max_new_tokens):
+            previous, start = start, window_start(len(text), model.shape.block_size)
+            if cache is not None and start != previous:
+                cache.reset()
+            # Not around the yield: whoever takes the token must not find itself in inference mode.
+            with torch.inference_mode():
+                logits = _next_logits(model, text[start:], cache)
+                token = int(sample(logits, temperature, top_k, top_p, generator))
+            text.append(token)
+            yield token
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def _next_logits(model: nn.Module, visible: list[int], cache: KVCache | None) -> Tensor:
+    """Scores of the token after `visible`, whose start may be cached: (1, V), on the CPU."""
+    unread = visible if cache is None else visible[cache.length :]
+    input_ids = torch.tensor([unread], device=next(model.parameters()).device)           # (1, T)
+    return model(input_ids, cache)[:, -1].float().cpu()
+
+
+def generate_text(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> Iterator[str]:
+    """Stream the text that continues `prompt` (not the prompt itself) in pieces of whole characters.
+
+    The pieces together are exactly `tokenizer.decode` of all new ids. Arguments and errors are those of
+    `generate_ids`; an empty prompt is an empty text.
+    """
+    ids = tokenizer.encode(prompt)
+    return stream_text(
+        tokenizer, generate_ids(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+    )
+
+
+def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
+    """Decode ids while they arrive; a character spread over several tokens waits until it is whole."""
+    seen: list[int] = []
+    text, sent = "", 0
+    for token in ids:
+        seen.append(token)
+        # All of it, each time: a decoder may treat the first token or a pair of tokens in its own way.
+        text = tokenizer.decode(seen)
+        whole = len(text.rstrip(UNFINISHED))
+        if whole > sent:
+            yield text[sent:whole]
+            sent = whole
+    if text[sent:]:
+        yield text[sent:]

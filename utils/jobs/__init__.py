@@ -1,0 +1,1 @@
+"""Processes: the worker that trains, and notebooks run from a terminal."""

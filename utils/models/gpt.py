@@ -1,0 +1,128 @@
+"""GPT-2: learned positions, LayerNorm before each part, GELU; knows nothing of text, losses or sampling.
+
+B = batch, T = tokens, C = n_embd, H = n_head, D = C / H (channels per head), V = vocab_size,
+S = tokens that can be seen: T, plus those already in the cache.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.config.schema import ModelShape
+
+NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Each token gathers from those up to itself (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.n_head, self.dropout = shape.n_head, shape.dropout
+        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd)  # queries, keys, values: one product, not three
+        self.out = nn.Linear(shape.n_embd, shape.n_embd)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Any, layer: int) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 3H, T, D)
+        q, k, v = qkv.split(self.n_head, dim=1)                                          # (B, H, T, D) each
+        if cache is not None:
+            k, v = cache.update(layer, k, v)                                             # (B, H, S, D) each
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+            dropout_p=self.dropout if self.training else 0.0,
+        )                                                                                # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))                              # (B, T, C)
+
+
+class MLP(nn.Module):
+    """Each token thinks on its own. The GELU is the tanh approximation GPT-2 was trained with."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        n_hidden = shape.n_hidden or 4 * shape.n_embd
+        self.up = nn.Linear(shape.n_embd, n_hidden)
+        self.down = nn.Linear(n_hidden, shape.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))                         # (B, T, C)
+
+
+class Block(nn.Module):
+    """Attention, then MLP; each reads the normed residual stream and adds to it."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.dropout = shape.dropout
+        self.norm_1 = nn.LayerNorm(shape.n_embd, eps=NORM_EPS)
+        self.attention = Attention(shape)
+        self.norm_2 = nn.LayerNorm(shape.n_embd, eps=NORM_EPS)
+        self.mlp = MLP(shape)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Any, layer: int) -> Tensor:
+        y = self.attention(self.norm_1(x), mask, cache, layer)
+        x = x + F.dropout(y, self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)      # (B, T, C)
+
+
+class GPT(nn.Module):
+    """The decoder of GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+
+    Same function as transformers' `GPT2LMHeadModel` for the same weights.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        assert shape.n_embd % shape.n_head == 0, "n_embd must be a multiple of n_head"
+        assert shape.n_kv_head in (0, shape.n_head), "a gpt has no grouped heads"
+        self.shape = shape
+        self.token_embedding = nn.Embedding(shape.vocab_size, shape.n_embd)
+        self.position_embedding = nn.Embedding(shape.block_size, shape.n_embd)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.norm = nn.LayerNorm(shape.n_embd, eps=NORM_EPS)
+        self.head = nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
+        if shape.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        # Each block adds to the residual stream twice; as in GPT-2, depth must not swell it.
+        residual_std = INIT_STD / math.sqrt(2 * self.shape.n_layer)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                into_residual = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(p, std=residual_std if into_residual else INIT_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, input_ids: Tensor, cache: Any = None) -> Tensor:
+        """Score every possible next token after every token.
+
+        `input_ids` is (B, T) int64; the result is (B, T, V), unnormalised log-probabilities.
+
+        A `cache` holds the keys and values of `cache.length` earlier tokens, which `input_ids` continue. It
+        has `update(layer, k, v)`, which stores (B, H, T, D) each and returns all stored so far, (B, H, S, D)
+        each; and `advance(T)`, called once at the end of a forward, which adds T to `length`.
+
+        Raises ValueError if the text, with what is cached, is longer than `shape.block_size`.
+        """
+        T = input_ids.shape[1]
+        start = 0 if cache is None else cache.length
+        end = start + T
+        if end > self.shape.block_size:
+            raise ValueError(f"{end} tokens are more than this model's block_size of {self.shape.block_size}")
+
+        mask = None  # is_causal says it too, and faster, but only when nothing is cached
+        if start and T > 1:
+            mask = torch.ones(T, end, dtype=torch.bool, device=input_ids.device).tril(start)   # (T, S)
+        x = self.token_embedding(input_ids) + self.position_embedding.weight[start:end]  # (B, T, C)
+        x = F.dropout(x, self.shape.dropout, self.training)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, cache, layer)
+        if cache is not None:
+            cache.advance(T)
+        return self.head(self.norm(x))                                                   # (B, T, V)

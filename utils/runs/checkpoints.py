@@ -1,0 +1,82 @@
+"""The checkpoints on disk: which are whole, which is the newest, which is the best. Reads only; no torch."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from utils.runtime.files import sha256_file
+
+NAME = re.compile(r"step-(\d{10})")
+
+
+def folder_name(step: int) -> str:
+    """The name of the checkpoint of an optimizer step."""
+    return f"step-{step:010d}"
+
+
+def find_checkpoint(root: Path, which: str) -> Path:
+    """The checkpoint called best, latest or by its step; best falls back to latest where nothing was evaluated.
+
+    Raises FileNotFoundError, naming those there are.
+    """
+    found: Path | None = None
+    if which == "best":
+        found = best_checkpoint(root)
+    if which == "latest" or (which == "best" and found is None):
+        found, _ = newest_checkpoint(root)
+    elif which.isdigit():
+        wanted = root / folder_name(int(which))
+        found = wanted if verify(wanted) is not None else None
+    if found is None:
+        steps = [str(int(m[1])) for path in sorted(root.glob("step-*")) if (m := NAME.fullmatch(path.name))]
+        raise FileNotFoundError(
+            f"no whole checkpoint {which!r} in {root}; there are: {', '.join(['best', 'latest', *steps]) if steps else 'none'}"
+        )
+    return found
+
+
+def newest_checkpoint(root: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint that verifies (None if none does), and the newer ones that do not."""
+    folders = sorted((p for p in root.glob("step-*") if NAME.fullmatch(p.name)), reverse=True)
+    damaged: list[Path] = []
+    for folder in folders:
+        if verify(folder) is not None:
+            return folder, damaged
+        damaged.append(folder)
+    return None, damaged
+
+
+def best_checkpoint(root: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss, if it is there and verifies."""
+    try:
+        best = json.loads((root / "best.json").read_text())
+        folder = root / folder_name(best["step"])
+        same = sha256_file(folder / "MANIFEST.json") == best["manifest_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder if same and verify(folder) is not None else None
+
+
+def verify(folder: Path) -> dict[str, Any] | None:
+    """The manifest, if every file it names is there with the right bytes, and no other; else None."""
+    try:
+        wrapped = json.loads((folder / "MANIFEST.json").read_bytes())
+        manifest: dict[str, Any] = wrapped["manifest"]
+        if manifest_digest(manifest) != wrapped["sha256"]:
+            return None
+        if {path.name for path in folder.iterdir()} != {*manifest["files"], "MANIFEST.json"}:
+            return None
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest's content, kept beside it so that it can vouch for itself."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

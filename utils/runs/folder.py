@@ -1,0 +1,171 @@
+"""The run folder: what one training run leaves on disk, and how to read it. No torch.
+
+Layout: config.yaml meta.json environment.json state.json metrics.jsonl events.jsonl log.txt checkpoints/
+One worker writes it (it holds run.lock); everybody else only reads.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from utils.config.load import differences, dump_config, parse_config
+from utils.config.schema import RunConfig
+from utils.runs.lock import is_locked
+from utils.runtime.files import write_atomic
+
+Row = dict[str, Any]
+
+
+def now() -> str:
+    """The time in UTC, RFC 3339."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class RunFolder:
+    """A run on disk. Reading never writes, and works while the run is going on or after it was killed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.log = self.path / "log.txt"
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    def exists(self) -> bool:
+        """Whether this is a run: a folder that holds the settings."""
+        return (self.path / "config.yaml").is_file()
+
+    # -- written by the worker ---------------------------------------------------------------------
+
+    def check_settings(self, config: RunConfig) -> None:
+        """Raise ValueError if the folder holds a run with other settings, or something that is not a run."""
+        if self.exists():
+            changed = differences(self.config(), config)
+            if changed:
+                raise ValueError(
+                    f"{self.path} holds a run with other settings ({'; '.join(changed)}): "
+                    "give the old settings to go on with it, or another --run-dir to start a new run"
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"{self.path} exists and is not a run folder: choose another --run-dir")
+
+    def create(self, config: RunConfig) -> None:
+        """Make the folder and write every setting into it, before anything else happens.
+
+        Raises ValueError, and leaves nothing, where the folder cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path / "config.yaml", dump_config(config))
+        except OSError as error:
+            for path in (self.checkpoints, self.path):
+                with contextlib.suppress(OSError):  # only what is empty goes
+                    path.rmdir()
+            raise ValueError(
+                f"the run folder {self.path} cannot be written ({error.strerror}): choose another --run-dir"
+            ) from None
+
+    def write_json(self, name: str, value: Row, durable: bool = True) -> None:
+        """Replace NAME.json in one instant."""
+        write_atomic(self.path / f"{name}.json", json.dumps(value, indent=2) + "\n", durable)
+
+    # -- read by anybody ---------------------------------------------------------------------------
+
+    def config(self) -> RunConfig:
+        """The settings the run was started with. Raises ConfigError, FileNotFoundError."""
+        return parse_config((self.path / "config.yaml").read_text(encoding="utf-8"))
+
+    def read_json(self, name: str) -> Row:
+        """NAME.json, or {} where there is none yet."""
+        try:
+            value = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def state(self) -> Row:
+        """The last state written: status, step, losses, speed, process."""
+        return self.read_json("state")
+
+    def status(self) -> str:
+        """queued, running, interrupted, completed or failed; a worker that died is `interrupted`."""
+        said = str(self.state().get("status", "queued"))
+        if said in ("queued", "running") and not is_locked(self.path):
+            return "interrupted"
+        return said
+
+    def metrics(self) -> list[Row]:
+        """Rows by step. Steps done twice, because a run was killed and resumed, count once: the last time."""
+        rows = {(row["step"], row["kind"]): row for row in read_lines(self.path / "metrics.jsonl")}
+        return [rows[key] for key in sorted(rows)]
+
+    def events(self, *kinds: str) -> list[Row]:
+        """What happened, in order; only some kinds if named."""
+        return [row for row in read_lines(self.path / "events.jsonl") if not kinds or row["event"] in kinds]
+
+
+class RowWriter:
+    """Appends JSON rows to a file. Each row is one write: a kill leaves at most one torn last line."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            os.write(self._descriptor, b"\n")  # or the next row would fuse with the torn one
+
+    def write(self, row: Row) -> None:
+        """Append one row. NaN and infinity become null: they are not JSON."""
+        data = json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n"
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def sync(self) -> None:
+        """Put all rows so far on the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """The rows of a .jsonl file; torn lines are passed over, a missing file is empty."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def list_runs(root: str | Path) -> list[RunFolder]:
+    """The runs in a folder, the most recently active first."""
+    folders = [RunFolder(path) for path in Path(root).glob("*") if path.is_dir()]
+    runs = [run for run in folders if run.exists()]
+    return sorted(runs, key=lambda run: (str(run.state().get("updated", "")), run.name), reverse=True)
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """The run at a path. Raises FileNotFoundError that says what is there instead."""
+    run = RunFolder(path)
+    if run.exists():
+        return run
+    others = [str(other.path) for other in list_runs(run.path.parent)][:5]
+    hint = f"; runs there: {', '.join(others)}" if others else "; no runs there yet: `tbt train` makes one"
+    raise FileNotFoundError(f"no run at {path}{hint}")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and value - value != 0.0 else value

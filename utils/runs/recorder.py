@@ -1,0 +1,52 @@
+"""What a worker writes while it trains: metrics, events, state. The only writer of its run folder."""
+
+import time
+from typing import Any
+
+from utils.runs.folder import RowWriter, RunFolder, now
+from utils.runtime.process import identity
+
+STATE_EVERY = 0.5  # seconds between changes of state.json that nobody waits for
+
+
+class Recorder:
+    """Writes rows as they happen; one for each attempt (a start, or a resume) of a run."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.attempt = 1 + len(run.events("started", "resumed"))
+        self._metrics = RowWriter(run.path / "metrics.jsonl")
+        self._events = RowWriter(run.path / "events.jsonl")
+        self._state: dict[str, Any] = {**run.state(), "process": identity(), "attempt": self.attempt}
+        self._written = 0.0
+
+    def train(self, step: int, **values: float) -> None:
+        """One row of training metrics, after optimizer step `step`."""
+        self._metrics.write({"step": step, "kind": "train", **values, "attempt": self.attempt})
+
+    def val(self, step: int, **values: float) -> None:
+        """One row of validation metrics, of the weights after optimizer step `step`."""
+        self._metrics.write({"step": step, "kind": "val", **values, "attempt": self.attempt})
+
+    def event(self, what: str, **details: Any) -> None:
+        """Something that happened: started, resumed, saved, sample, alert, finished ..."""
+        self._events.write({"time": now(), "event": what, "attempt": self.attempt, **details})
+
+    def state(self, urgent: bool = False, **changes: Any) -> None:
+        """Change state.json; changes that are not urgent may wait until the next one."""
+        self._state |= changes
+        if urgent or time.monotonic() - self._written >= STATE_EVERY:
+            self.run.write_json("state", {**self._state, "updated": now()}, durable=False)
+            self._written = time.monotonic()
+
+    def sync(self) -> None:
+        """Put metrics and events on the disk: called before a checkpoint says that they happened."""
+        self._metrics.sync()
+        self._events.sync()
+
+    def close(self) -> None:
+        """Write what is still waiting and close the files."""
+        self.state(urgent=True)
+        self.sync()
+        self._metrics.close()
+        self._events.close()

@@ -1,0 +1,1 @@
+"""Where are we? Device, files, environment, errors."""

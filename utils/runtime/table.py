@@ -1,0 +1,52 @@
+"""A table that draws itself: aligned text in a terminal, HTML in a notebook."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CELL = "padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid rgba(128,128,128,.25)"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under an optional header and title."""
+
+    rows: Sequence[Sequence[str]]
+    header: Sequence[str] = ()
+    title: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        lines = [*([self.header] if self.header else []), *self.rows]
+        widths = [max(len(str(cell)) for cell in column) for column in zip(*lines, strict=True)]
+        text = ["  ".join(str(c).ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*([self.title, ""] if self.title else []), *text, *([self.note] if self.note else [])])
+
+    def _repr_html_(self) -> str:
+        def line(cells: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f'<{tag} style="{CELL}">{escape(str(c))}</{tag}>' for c in cells) + "</tr>"
+
+        title = f'<div style="font-weight:600;margin:4px 0">{escape(self.title)}</div>' if self.title else ""
+        note = f'<div style="opacity:.7;margin:4px 0">{escape(self.note)}</div>' if self.note else ""
+        body = (line(self.header, "th") if self.header else "") + "".join(line(row, "td") for row in self.rows)
+        return f'{title}<table style="border-collapse:collapse;font-size:13px">{body}</table>{note}'
+
+
+def escape(text: str) -> str:
+    """Text as HTML, line ends kept."""
+    return html.escape(text).replace("\n", "<br>")
+
+
+def count(number: float) -> str:
+    """1234567 -> "1.23M": three digits that can be read."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """75 -> "1:15", 4000 -> "1:06:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

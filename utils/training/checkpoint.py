@@ -1,0 +1,132 @@
+"""Checkpoints that are whole or not there; loading takes the newest one whose every byte is right.
+
+Written to a temporary sibling, each file fsynced, MANIFEST.json with sizes and sha256 last, then renamed.
+A checkpoint is a model folder (config.json, model.safetensors, tokenizer.json) with optimizer.safetensors
+and trainer.json beside it. Nothing is pickled.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file
+from torch import nn
+
+from utils.config.schema import ModelConfig
+from utils.data.tokenizer import Tokenizer
+from utils.models.folder import WEIGHTS_FILE, save_model, unwrap
+from utils.runs.checkpoints import NAME, best_checkpoint, folder_name, manifest_digest, verify
+from utils.runtime.files import fsync_file, fsync_folder, sha256_file, write_atomic
+
+FORMAT = 1
+
+
+class Checkpointer:
+    """The checkpoints of one run. Only the holder of the run's lock may save."""
+
+    def __init__(self, root: Path, model_config: ModelConfig, tokenizer: Tokenizer, keep_last: int = 2) -> None:
+        self.root, self.model_config, self.tokenizer, self.keep_last = root, model_config, tokenizer, keep_last
+
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> Path:
+        """Write the checkpoint of `step`; when this returns, it is on the disk and has been read back.
+
+        Raises ValueError for weights that are not finite: those are never saved.
+        """
+        final = self.root / folder_name(step)
+        if verify(final) is not None:
+            return final
+        for name, tensor in unwrap(model).named_parameters():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} has values that are not finite at step {step}: not saved")
+        building = self.root / f"{final.name}.tmp-{os.getpid()}"
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)  # what is there does not verify
+        building.mkdir(parents=True)
+        save_model(building, model, self.model_config)
+        self.tokenizer.save(building)
+        save_file(_optimizer_tensors(model, optimizer), building / "optimizer.safetensors")
+        (building / "trainer.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=2))
+        _write_manifest(building, step)
+        os.rename(building, final)
+        fsync_folder(self.root)
+        if verify(final) is None:
+            raise OSError(f"{final} does not read back as it was written: is the disk failing?")
+        return final
+
+    def mark_best(self, step: int, val_loss: float) -> None:
+        """Point best.json at a checkpoint that is already on the disk."""
+        manifest = sha256_file(self.root / folder_name(step) / "MANIFEST.json")
+        write_atomic(
+            self.root / "best.json", json.dumps({"step": step, "val_loss": val_loss, "manifest_sha256": manifest})
+        )
+
+    def prune(self) -> None:
+        """Remove all but the newest `keep_last` and the best, and what killed processes left behind."""
+        steps = [int(m[1]) for path in self.root.iterdir() if (m := NAME.fullmatch(path.name))]
+        best = best_checkpoint(self.root)
+        for step in sorted(steps)[: -self.keep_last]:
+            folder = self.root / folder_name(step)
+            if folder != best:
+                # Renamed first: a half-removed folder must never look like a checkpoint.
+                os.rename(folder, folder.with_name(f"{folder.name}.del"))
+        for path in self.root.iterdir():
+            if path.suffix == ".del" or path.suffix.startswith(".tmp-"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a verified checkpoint's weights and optimizer state into these; gives back trainer.json.
+
+    Every tensor is matched by name and shape, the optimizer's also by dtype. Raises RuntimeError or ValueError
+    for what does not match.
+    """
+    state: dict[str, Any] = json.loads((folder / "trainer.json").read_text())
+    if state["format"] != FORMAT:
+        raise ValueError(f"{folder} has format {state['format']}; this version reads format {FORMAT}")
+    load_model(unwrap(model), folder / WEIGHTS_FILE, strict=True)
+    tensors = load_file(folder / "optimizer.safetensors")
+    names = {parameter: name for name, parameter in unwrap(model).named_parameters()}
+    loaded: dict[int, dict[str, torch.Tensor]] = {}
+    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        name = names[parameter]
+        moments = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == name}
+        for key, tensor in moments.items():
+            # load_state_dict would cast to the parameter's dtype and broadcast without a word.
+            if key != "step" and (tensor.shape != parameter.shape or tensor.dtype != torch.float32):
+                raise ValueError(
+                    f"{folder}: {name}/{key} is {tensor.dtype} {tuple(tensor.shape)}, "
+                    f"the model has float32 {tuple(parameter.shape)}"
+                )
+        if moments:
+            loaded[i] = moments
+    unknown = {key.rpartition("/")[0] for key in tensors} - set(names.values())
+    if unknown:
+        raise ValueError(f"{folder} has optimizer state for parameters the model lacks: {', '.join(sorted(unknown))}")
+    optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    names = {parameter: name for name, parameter in unwrap(model).named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+        for parameter, moments in optimizer.state.items()
+        for key, value in moments.items()
+    }
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {}
+    for path in sorted(folder.iterdir()):
+        fsync_file(path)
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    path = folder / "MANIFEST.json"
+    path.write_text(json.dumps({"manifest": manifest, "sha256": manifest_digest(manifest)}, indent=2))
+    fsync_file(path)
+    fsync_folder(folder)

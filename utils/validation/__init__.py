@@ -1,0 +1,1 @@
+"""Is this model sound? Checks that say what they measured."""

@@ -1,0 +1,170 @@
+"""The model under examination: a private copy that checks may break, and the draws made for it. Judges nothing."""
+
+import copy
+import random
+import sysconfig
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+MOVED = 1e-5  # of the logits' scale: two float32 runs of the same shape that differ by more really differ
+NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+STDLIB = sysconfig.get_paths()["stdlib"]
+
+
+class Subject:
+    """The model under examination: a private copy, its saved state, and the draws made for it.
+
+    Checks may break the copy; `reset` puts it back. A model that cannot be copied is examined in place, which is why
+    everything is saved here and `close` gives it back as found.
+    """
+
+    def __init__(self, model: nn.Module, vocab_size: int, block_size: int, causal: bool | None, seed: int):
+        self.original = getattr(model, "_orig_mod", model)  # compiled: every new shape would compile again
+        self.vocab_size, self.block_size, self.causal, self.seed = vocab_size, block_size, causal, seed
+        self.length = 0  # the longest sequence that is known to work; 0 until `check_shapes` says so
+        try:
+            self.model = copy.deepcopy(self.original)
+        except Exception:  # a stranger's class: a cached activation, a lock or a generator refuses to be copied
+            self.model = self.original
+        in_place = self.model is self.original
+        self.grads = [(param, param.grad) for param in self.original.parameters()] if in_place else []
+        self.flags = [(param, param.requires_grad) for param in self.model.parameters()]
+        self.shelves = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in self.model.modules()]
+        mine, found = _tensors(self.model), _tensors(self.original)
+        self.contents = list(zip(mine, [t.clone() for t in found] if in_place else found, strict=True))
+
+        tensor = next(iter(mine), torch.empty(0))
+        self.device = tensor.device
+        self.generator = torch.Generator().manual_seed(seed)
+        # Token 0 and declared padding tokens may be masked out by the model itself, which would look like a fault.
+        padding = {m.padding_idx for m in self.model.modules() if isinstance(m, nn.Embedding)} | {0}
+        usual = [token for token in range(vocab_size) if token not in padding]
+        self.alphabet = torch.tensor(usual if vocab_size > 8 else range(vocab_size))
+        floating = [t.dtype for t in mine if t.is_floating_point()]
+        eps = max((torch.finfo(dtype).eps for dtype in floating), default=0.0)
+        self.half = eps > 1e-6
+        self.moved = max(MOVED, 4 * eps)
+
+    def reset(self) -> None:
+        """Put every parameter, buffer, mode and flag back, and drop all gradients."""
+        for module, training, parameters, buffers in self.shelves:
+            module.training = training
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, saved in self.contents:
+                if not torch.equal(tensor, saved):  # also true for NaN, which is then copied bit for bit
+                    tensor.copy_(saved)
+        for param, flag in self.flags:
+            param.requires_grad_(flag)
+            param.grad = None
+
+    def close(self) -> None:
+        """Leave the model as found, gradients included."""
+        self.reset()
+        for param, grad in self.grads:
+            param.grad = grad
+
+    def reseed(self) -> None:
+        """Same seed before each run: dropout draws the same mask, so what still differs is the model's doing."""
+        torch.manual_seed(self.seed)
+        np.random.seed(self.seed % 2**32)
+        random.seed(self.seed)
+
+    def tokens(self, batch: int, length: int) -> torch.Tensor:
+        """Random ids (batch, length), int64; all different as long as the vocabulary allows."""
+        count = batch * length
+        rounds = -(-count // len(self.alphabet))
+        order = torch.cat([torch.randperm(len(self.alphabet), generator=self.generator) for _ in range(rounds)])
+        return self.alphabet[order[:count]].view(batch, length).to(self.device)
+
+    def targets(self, batch: int, length: int) -> torch.Tensor:
+        """Ids (batch, length) drawn independently: nothing can predict them."""
+        draws = torch.randint(len(self.alphabet), (batch, length), generator=self.generator)
+        return self.alphabet[draws].to(self.device)
+
+    def other(self, ids: torch.Tensor) -> torch.Tensor:
+        """The same shape with another token in every place."""
+        place = torch.searchsorted(self.alphabet, ids.cpu())
+        shift = torch.randint(1, len(self.alphabet), ids.shape, generator=self.generator)
+        return self.alphabet[(place + shift) % len(self.alphabet)].to(self.device)
+
+    def logits(self, ids: torch.Tensor, training: bool = False, reseed: bool = True) -> torch.Tensor:
+        """Logits (B, T, V) as float32, without gradients."""
+        self.model.train(training)
+        if reseed:
+            self.reseed()
+        with torch.no_grad():
+            return self.model(ids).float()
+
+    def wake(self) -> int:
+        """Fill parameters that are zero or almost (zero-init projections, ReZero and LayerScale gains) with small
+        numbers, so that the paths they close can be examined. Returns how many; `reset` undoes it."""
+        woken = 0
+        with torch.no_grad():
+            for param in self.model.parameters():
+                if param.is_floating_point() and param.numel() and param.abs().max() < 1e-3:
+                    noise = torch.randn(param.shape, generator=self.generator)
+                    fresh = noise / param.shape[-1] ** 0.5 if param.dim() > 1 else 0.1 + 0.02 * noise
+                    param.copy_(fresh)
+                    woken += 1
+        return woken
+
+    def layers(self) -> list[tuple[str, nn.Module]]:
+        """The children of the ModuleList or Sequential that holds the most parameters: usually the blocks."""
+        stacks = []
+        for path, module in self.model.named_modules():
+            if isinstance(module, (nn.ModuleList, nn.Sequential)):
+                children = [(f"{path}.{name}", child) for name, child in module.named_children()]
+                children = [(name, child) for name, child in children if any(True for _ in child.parameters())]
+                if len(children) > 1:
+                    stacks.append((sum(p.numel() for p in module.parameters()), children))
+        return max(stacks, key=lambda stack: stack[0])[1] if stacks else []
+
+
+def locate(error: BaseException) -> str:
+    """An error in one line: type, first line of its message, and where in the model's own code it arose."""
+    text = (str(error).strip() or "no message").splitlines()[0]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        library = frame.filename.startswith(STDLIB) and "site-packages" not in frame.filename
+        if not library and not frame.filename.startswith(NOT_THE_MODEL):
+            line = f": {frame.line}" if frame.line else ""
+            place = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
+            return f"{type(error).__name__}: {text} (at {place}{line})"
+    return f"{type(error).__name__}: {text}"
+
+
+def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats per token; logits (B, T, V), targets (B, T)."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+def backward(subject: Subject, ids: torch.Tensor, targets: torch.Tensor) -> float | None:
+    """Loss of one pass in training mode, gradients left on the parameters; None where nothing depends on them."""
+    subject.model.train()
+    subject.reseed()
+    loss = loss_of(subject.model(ids), targets)
+    if not loss.requires_grad:
+        return None
+    loss.backward()
+    for param in subject.model.parameters():
+        if param.grad is not None and param.grad.is_sparse:
+            param.grad = param.grad.to_dense()
+    return loss.item()
+
+
+def relative(base: torch.Tensor, changed: torch.Tensor) -> float:
+    """The largest difference, in units of the base's spread; NaN counts as infinitely different."""
+    moved = (changed - base).abs().max() / base.std().clamp_min(1e-12)
+    return torch.nan_to_num(moved, nan=float("inf")).item()
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
