@@ -83,7 +83,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each after an RMSNorm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
+    """Attention, then MLP, each after RMSNorm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()

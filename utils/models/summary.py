@@ -89,8 +89,8 @@ class ModelSummary:
 def summarize(model: nn.Module, name: str = "") -> ModelSummary:
     """Count a model's parameters part by part and estimate what training it takes.
 
-    Works for any nn.Module, on any device (also "meta", which holds no numbers). `name` heads the table; empty =
-    the model's class.
+    Works for any nn.Module on any device (also "meta", which holds no numbers). `name` heads the table; empty
+    means the model's class.
 
     Compute is 6 N + 12 L T C per token (Chowdhery et al. 2022, PaLM, appendix B,
     https://arxiv.org/abs/2204.02311): N parameters that multiply (an embedding that is only looked up does

@@ -1,6 +1,6 @@
 """What a model computes: checks that only run forward passes, and the private copy they run on.
 
-Knows no training, no tokenizer and no files; a model is any module that maps token ids (B, T) to logits (B, T, V).
+Knows no training, no tokenizer and no files. A model maps token ids (B, T) to logits (B, T, V).
 Shapes: B sequences, T positions, V = vocab_size.
 """
 
@@ -64,7 +64,7 @@ def _shape_problem(subject: Subject, batch: int, length: int) -> tuple[str, str]
     if got != want:
         return f"returned {got}, expected {want}", _shape_advice(got, want)
     if not out.is_floating_point():
-        return f"returned {out.dtype}", "Return the scores themselves, before any argmax: training needs a slope."
+        return f"returned {out.dtype}", "Return the scores, before any argmax: training needs a slope."
     if not torch.isfinite(out).all():
         share = 1 - torch.isfinite(out).float().mean().item()
         return (
@@ -91,7 +91,7 @@ def _shape_advice(got: tuple, want: tuple) -> str:
             f"The output layer gives {got[2]} scores per position but the vocabulary has {vocab} tokens: "
             "make its out_features equal vocab_size (or pass the padded size, if it is padded on purpose)."
         )
-    return "Follow the shapes through forward() until the first that surprises you; the end must be (B, T, vocab_size)."
+    return "Follow the shapes through forward() to the first that surprises you; the last must be (B, T, V)."
 
 
 def _error_advice(error: Exception, block: int) -> str:
@@ -101,7 +101,7 @@ def _error_advice(error: Exception, block: int) -> str:
             f"at least block_size = {block} rows."
         )
     if isinstance(error, TypeError):
-        return "forward() must work with token ids alone: forward(input_ids). Give the other arguments defaults."
+        return "forward(input_ids) must work with token ids alone: give other arguments defaults."
     return "Open that line: forward() must work for any batch size and any length up to block_size."
 
 
@@ -129,8 +129,7 @@ def _first_nonfinite(model: nn.Module, ids: torch.Tensor) -> str:
 
 
 def check_batch(subject: Subject) -> Check:
-    """A sequence's logits do not depend on its neighbours in the batch, in evaluation and in training "
-    "mode."""
+    """A sequence's logits do not depend on its neighbours in the batch, in either mode."""
     ids = subject.tokens(3, min(subject.length, 64))
     others = torch.cat([ids[:1], subject.other(ids[1:])])
     moved = {}
@@ -140,15 +139,16 @@ def check_batch(subject: Subject) -> Check:
         moved[mode] = relative(first, subject.logits(others, mode == "training")[0])
         subject.reset()
     base = subject.logits(ids)[0]
-    if torch.equal(base, subject.logits(ids, reseed=False)[0]):  # dropout left on would draw another mask here
+    if torch.equal(base, subject.logits(ids, reseed=False)[0]):  # else dropout draws another mask
         alone = relative(base, subject.logits(ids[:1])[0])
         moved["evaluation"] = max(moved["evaluation"], alone if alone > BATCH_MOVED else 0.0)
     worst = max(moved, key=moved.get)
     values = {f"moved_{mode}": amount for mode, amount in moved.items()}
-    say = partial(Check, "batch independence", threshold=f"moves < {subject.moved:.0e} of the scale", values=values)
+    threshold = f"moves < {subject.moved:.0e} of the scale"
+    say = partial(Check, "batch independence", threshold=threshold, values=values)
     if moved[worst] <= subject.moved:
         return say("pass", f"other sequences in the batch move nothing ({moved[worst]:.1e} of the scale)")
-    measured = f"other sequences in the batch move the logits by {moved[worst]:.2g} of their scale in {worst} mode"
+    measured = f"other sequences move the logits by {moved[worst]:.2g} of their scale in {worst} mode"
     norms = [n for n, m in subject.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if norms:
         advice = (
@@ -170,8 +170,7 @@ def check_batch(subject: Subject) -> Check:
 
 
 def check_causality(subject: Subject) -> Check:
-    """A later token must not move earlier logits; with causal=None it only says which kind of model this "
-    "is."""
+    """A later token must not move earlier logits; with causal=None it only says which kind this is."""
     length = min(subject.length, LONGEST)
     wanted = {True: "future tokens move nothing", False: "future tokens are seen", None: "reported only"}
     say = partial(Check, "causality", threshold=wanted[subject.causal])
@@ -191,8 +190,8 @@ def check_causality(subject: Subject) -> Check:
         if leaks:
             seen, ahead = min(seen, leaks[0]), max(ahead, place - leaks[0])
             amount = max(amount, moved.max().item())
-    values = {"causal": ahead == 0, "sees_ahead": ahead, "moved": amount, "positions_tried": tried, "length": length}
-    say = partial(say, values=values)
+    values = {"causal": ahead == 0, "sees_ahead": ahead, "moved": amount, "length": length}
+    say = partial(say, values=values | {"positions_tried": tried})
     if not ahead:
         measured = f"causal: changing a token at {tried} of {length} positions moved no earlier logits"
         if subject.causal is not False:
@@ -288,21 +287,30 @@ def check_stability(subject: Subject) -> Check:
     findings = []
     broken = [name for name, logits in runs.items() if not torch.isfinite(logits).all()]
     if broken:
-        findings.append(("fail", f"NaN or infinite logits for {' and '.join(broken)} input", "Divisions and norms need an "
-                         "eps inside the root, and softmax rows must keep at least one open position."))  # fmt: skip
+        advice = (
+            "Divisions and norms need an eps inside the root, and softmax rows must keep at least one open "
+            "position."
+        )
+        findings.append(("fail", f"NaN or infinite logits for {' and '.join(broken)} input", advice))
     logits = runs["random"]
     largest = max(run.abs().max().item() for run in runs.values())
-    spread, over_time = logits.std(-1).mean().item(), logits.flatten(0, 1).std(0).mean().item() if length > 1 else 0.0
+    spread, over_time = _spreads(logits)
     values = {"largest": largest, "std": spread, "std_over_positions": over_time}
-    if length > 1 and not broken and (spread < 1e-6 or over_time < 1e-4 * spread):
+    if not broken and _constant(logits):
         findings.append(_collapsed(subject, mixed, spread))
     if largest > HUGE and not broken:
         status = "fail" if largest > FP16_MAX else "warn"
-        findings.append((status, f"logits reach {largest:.2g}", "Far beyond what softmax needs (tens): scale the output "
-                         "layer down, put a norm before it, and use std 0.02 for linear layers."))  # fmt: skip
+        advice = (
+            "Far beyond what softmax needs (tens): scale the output layer down, put a norm before it, and "
+            "use std 0.02 for linear layers."
+        )
+        findings.append((status, f"logits reach {largest:.2g}", advice))
     if (logits >= 0).all() and ((logits.sum(-1) - 1).abs() < 1e-3).all():
-        findings.append(("fail", "the output is probabilities (every row sums to 1), not logits", "Drop the softmax at the "
-                         "end of forward(): cross-entropy applies its own, and two of them nearly stop learning."))  # fmt: skip
+        advice = (
+            "Drop the softmax at the end of forward(): cross-entropy applies its own, and two of them nearly "
+            "stop learning."
+        )
+        findings.append(("fail", "the output is probabilities (every row sums to 1), not logits", advice))
     if not subject.half and not broken:
         findings += _bf16(subject, mixed, logits, values)
     good = f"logits finite, largest {largest:.2g}, std {spread:.2g}"
@@ -315,31 +323,47 @@ def _collapsed(subject: Subject, ids: torch.Tensor, spread: float) -> tuple[str,
     woken = subject.wake()
     again = subject.logits(ids)
     subject.reset()
-    if woken and again.std(-1).mean() > 1e-6 and again.flatten(0, 1).std(0).mean() > 1e-4 * again.std(-1).mean():
-        return ("warn", "logits are constant because a projection starts at zero", "Deliberate in muP and ReZero style, and "
-                "gone after the first steps; if it was not your choice, initialise the output layer with std 0.02.")
-    return ("fail", f"logits hardly depend on the input (std {spread:.1g} over the vocabulary)", "The signal dies on its way: "
-            "look for a product with zero, a saturated activation, or a missing residual connection.")
+    if woken and not _constant(again):
+        advice = (
+            "Deliberate in muP and ReZero style, and gone after the first steps; if it was not your choice, "
+            "initialise the output layer with std 0.02."
+        )
+        return "warn", "logits are constant because a projection starts at zero", advice
+    advice = (
+        "The signal dies on its way: look for a product with zero, a saturated activation, or a missing "
+        "residual connection."
+    )
+    return "fail", f"logits hardly depend on the input (std {spread:.1g} over the vocabulary)", advice
 
 
-def _bf16(subject: Subject, ids: torch.Tensor, logits: torch.Tensor, values: dict) -> list[tuple[str, str, str]]:
+def _constant(logits: torch.Tensor) -> bool:
+    over_vocabulary, over_positions = _spreads(logits)
+    return over_vocabulary < 1e-6 or over_positions < 1e-4 * over_vocabulary
+
+
+def _spreads(logits: torch.Tensor) -> tuple[float, float]:
+    return logits.std(-1).mean().item(), logits.flatten(0, 1).std(0).mean().item()
+
+
+def _bf16(subject: Subject, ids: torch.Tensor, logits: torch.Tensor, values: dict) -> list:
     try:
         with torch.autocast(subject.device.type, dtype=torch.bfloat16):
             rough = subject.logits(ids)
-    except Exception as error:  # autocast fails in the model's code or in a kernel without bfloat16: both are findings
-        return [("warn", f"fails under bf16 autocast: {locate(error)}", "Train in fp32, or cast at that line.")]
+    except Exception as error:  # the model's code, or a kernel without bfloat16
+        return [
+            ("warn", f"fails under bf16 autocast: {locate(error)}", "Train in fp32, or cast at that line.")
+        ]
     center = logits - logits.mean(-1, keepdim=True)  # softmax does not see a shift of all logits
     apart = (rough - rough.mean(-1, keepdim=True) - center).square().mean().sqrt()
     values["bf16_apart"] = (apart / center.square().mean().sqrt().clamp_min(1e-12)).item()
     if values["bf16_apart"] <= BF16_APART:
         return []
-    return [("warn", f"bf16 logits are {values['bf16_apart']:.0%} away from fp32", "Mixed precision will be rough: keep norms, "
-             "softmax and the residual stream in fp32, or train in fp32.")]  # fmt: skip
+    advice = "Keep norms, softmax and the residual stream in fp32, or train wholly in fp32."
+    return [("warn", f"bf16 logits are {values['bf16_apart']:.0%} away from fp32", advice)]
 
 
 def _moved_by(subject: Subject, ids: torch.Tensor, base: torch.Tensor, place: int) -> torch.Tensor:
-    """How far each position's logits move (T,), in units of their spread, when the token at `place` "
-    "changes."""
+    """How far each position's logits move (T,), in units of their spread, if the token at `place` changes."""
     changed = ids.clone()
     changed[:, place] = subject.other(ids[:, place])
     moved = (subject.logits(changed) - base).abs().amax((0, 2)) / base.std().clamp_min(1e-12)

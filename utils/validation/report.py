@@ -1,4 +1,4 @@
-"""What a validation found, as a value: text, HTML and JSON. Knows nothing of models or of how a check is made."""
+"""What a validation found, as a value: text, HTML and JSON. Knows no model and no way to check one."""
 
 import math
 import textwrap
@@ -11,7 +11,7 @@ WIDTH = 110  # columns of the text table
 COLUMNS = (("", 4), ("check", 18), ("measured", 48), ("expected", 34))
 GAP = "  "
 
-# One colour per status, for the dot only: words keep the page's own colour, so both light and dark pages stay readable.
+# For the dot only: words keep the page's own colour, so that light and dark pages both stay readable.
 DOTS = {"pass": "#2da44e", "warn": "#d29922", "fail": "#e5534b", "skip": "#8b949e"}
 
 
@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Checks under one title. The verdict is computed from the checks and never stored, so the two cannot disagree."""
+    """Checks under one title; the verdict is computed from them, so the two cannot disagree."""
 
     title: str
     checks: Iterable[Check]
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """"sound", "sound, with warnings" or "not sound". Where no check ran nothing was shown, so that is "not sound"."""
+        """Either "sound", "sound, with warnings" or "not sound"; the last also where no check ran."""
         counts = self.counts
         if counts["fail"] or not counts["pass"] + counts["warn"]:
             return "not sound"
@@ -127,8 +127,9 @@ class Report:
         worst = {"sound": "pass", "sound, with warnings": "warn", "not sound": "fail"}[self.verdict]
         return (
             '<div style="color:inherit;font-family:system-ui,sans-serif;font-size:14px;line-height:1.45">'
-            f'<p style="margin:0 0 8px;font-size:16px"><strong>{escape(self.title)}</strong> &nbsp;{_dot(worst)} '
-            f'<strong>{escape(self.verdict)}</strong> <span style="opacity:.75">({escape(self.summary)})</span></p>'
+            f'<p style="margin:0 0 8px;font-size:16px"><strong>{escape(self.title)}</strong> &nbsp;'
+            f"{_dot(worst)} <strong>{escape(self.verdict)}</strong> "
+            f'<span style="opacity:.75">({escape(self.summary)})</span></p>'
             '<table style="border-collapse:collapse;width:100%;max-width:1100px;color:currentColor;margin:0">'
             f'<thead><tr style="{line}">{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         )
@@ -143,7 +144,8 @@ class Report:
         )
         weight = "font-weight:600;" if check.status in ("warn", "fail") else ""
         return (
-            f'<tr style="{line}"><td style="{cell}white-space:nowrap;{weight}">{_dot(check.status)} {check.status}</td>'
+            f'<tr style="{line}"><td style="{cell}white-space:nowrap;{weight}">'
+            f"{_dot(check.status)} {check.status}</td>"
             f'<td style="{cell}font-weight:600">{escape(check.name)}</td>'
             f'<td style="{cell}overflow-wrap:anywhere">{escape(check.measured)}{advice}</td>'
             f'<td style="{cell}opacity:.85">{escape(check.threshold)}</td>'
@@ -158,11 +160,11 @@ def named(names: list[str], most: int = 4) -> str:
 
 
 def judged(name: str, findings: list[tuple[str, str, str]], good: str, threshold: str, values: dict) -> Check:
-    """One check from several findings (status, measured, advice): the worst decides, all are told, worst first."""
+    """One check from several findings (status, measured, advice): the worst decides, all are told."""
     findings = sorted(findings, key=lambda finding: -STATUSES.index(finding[0]))
     status = findings[0][0] if findings else "pass"
     measured = "; ".join(finding[1] for finding in findings) or good
-    return Check(name, status, measured, threshold, " ".join(finding[2] for finding in findings), values=values)
+    return Check(name, status, measured, threshold, " ".join(found[2] for found in findings), values=values)
 
 
 def _dot(status: str) -> str:

@@ -1,4 +1,4 @@
-"""The model under examination: a private copy that checks may break, and the draws made for it. Judges nothing."""
+"""The model under examination: a private copy that checks may break, and its draws. Judges nothing."""
 
 import copy
 import random
@@ -19,8 +19,8 @@ STDLIB = sysconfig.get_paths()["stdlib"]
 class Subject:
     """The model under examination: a private copy, its saved state, and the draws made for it.
 
-    Checks may break the copy; `reset` puts it back. A model that cannot be copied is examined in place, which is why
-    everything is saved here and `close` gives it back as found.
+    Checks may break the copy; `reset` puts it back. A model that cannot be copied is examined in place, which
+    is why everything is saved here and `close` gives it back as found.
     """
 
     def __init__(self, model: nn.Module, vocab_size: int, block_size: int, causal: bool | None, seed: int):
@@ -29,7 +29,7 @@ class Subject:
         self.length = 0  # the longest sequence that is known to work; 0 until `check_shapes` says so
         try:
             self.model = copy.deepcopy(self.original)
-        except Exception:  # a stranger's class: a cached activation, a lock or a generator refuses to be copied
+        except Exception:  # a stranger's class: a cached activation, a lock or a generator refuses
             self.model = self.original
         in_place = self.model is self.original
         self.grads = [(param, param.grad) for param in self.original.parameters()] if in_place else []
@@ -41,7 +41,7 @@ class Subject:
         tensor = next(iter(mine), torch.empty(0))
         self.device = tensor.device
         self.generator = torch.Generator().manual_seed(seed)
-        # Token 0 and declared padding tokens may be masked out by the model itself, which would look like a fault.
+        # Token 0 and declared padding may be masked out by the model itself, which would look like a fault.
         padding = {m.padding_idx for m in self.model.modules() if isinstance(m, nn.Embedding)} | {0}
         usual = [token for token in range(vocab_size) if token not in padding]
         self.alphabet = torch.tensor(usual if vocab_size > 8 else range(vocab_size))
@@ -73,7 +73,7 @@ class Subject:
             param.grad = grad
 
     def reseed(self) -> None:
-        """Same seed before each run: dropout draws the same mask, so what still differs is the model's doing."""
+        """Same seed before each run: dropout draws the same mask, so what differs is the model's doing."""
         torch.manual_seed(self.seed)
         np.random.seed(self.seed % 2**32)
         random.seed(self.seed)
@@ -82,8 +82,8 @@ class Subject:
         """Random ids (batch, length), int64; all different as long as the vocabulary allows."""
         count = batch * length
         rounds = -(-count // len(self.alphabet))
-        order = torch.cat([torch.randperm(len(self.alphabet), generator=self.generator) for _ in range(rounds)])
-        return self.alphabet[order[:count]].view(batch, length).to(self.device)
+        decks = [torch.randperm(len(self.alphabet), generator=self.generator) for _ in range(rounds)]
+        return self.alphabet[torch.cat(decks)[:count]].view(batch, length).to(self.device)
 
     def targets(self, batch: int, length: int) -> torch.Tensor:
         """Ids (batch, length) drawn independently: nothing can predict them."""
@@ -105,8 +105,11 @@ class Subject:
             return self.model(ids).float()
 
     def wake(self) -> int:
-        """Fill parameters that are zero or almost (zero-init projections, ReZero and LayerScale gains) with small
-        numbers, so that the paths they close can be examined. Returns how many; `reset` undoes it."""
+        """Open the paths that parameters of (almost) zero close, by small numbers; `reset` undoes it.
+
+        Zero-init projections, ReZero and LayerScale gains would otherwise hide what is behind them.
+        Returns how many were filled.
+        """
         woken = 0
         with torch.no_grad():
             for param in self.model.parameters():
@@ -122,8 +125,11 @@ class Subject:
         stacks = []
         for path, module in self.model.named_modules():
             if isinstance(module, (nn.ModuleList, nn.Sequential)):
-                children = [(f"{path}.{name}", child) for name, child in module.named_children()]
-                children = [(name, child) for name, child in children if any(True for _ in child.parameters())]
+                children = [
+                    (f"{path}.{name}", child)
+                    for name, child in module.named_children()
+                    if next(child.parameters(), None) is not None
+                ]
                 if len(children) > 1:
                     stacks.append((sum(p.numel() for p in module.parameters()), children))
         return max(stacks, key=lambda stack: stack[0])[1] if stacks else []
@@ -147,7 +153,7 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def backward(subject: Subject, ids: torch.Tensor, targets: torch.Tensor) -> float | None:
-    """Loss of one pass in training mode, gradients left on the parameters; None where nothing depends on them."""
+    """Loss of one training-mode pass, gradients left on the parameters; None where it depends on none."""
     subject.model.train()
     subject.reseed()
     loss = loss_of(subject.model(ids), targets)

@@ -38,7 +38,7 @@ def test_frequencies_follow_the_softmax(temperature: float) -> None:
     drawn = sample(LOGITS[:1].expand(n, -1), temperature=temperature, generator=rng())
     expected = (LOGITS[0] / temperature).softmax(dim=-1) * n
     chi_square = ((drawn.bincount(minlength=6) - expected) ** 2 / expected).sum().item()
-    assert chi_square < 20.5  # 5 degrees of freedom: exceeded by chance once in a thousand, and the seed is fixed
+    assert chi_square < 20.5  # 5 degrees of freedom: by chance once in a thousand, and the seed is fixed
 
 
 def test_excluded_tokens_are_never_drawn() -> None:

@@ -102,7 +102,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         ({"format": None}, "has format None, but only format 1"),
         ({"kind": "mamba"}, "does not describe a model: kind"),
         ({"shape": {"n_layer": -1}}, r"does not describe a model: shape\.n_layer"),
-        ({"shape": {**SHAPE.model_dump(), "n_embd": 32}}, r"model\.safetensors does not fit the shape in config\.json"),
+        ({"shape": {**SHAPE.model_dump(), "n_embd": 32}}, r"does not fit the shape in config\.json"),
         ({"shape": {**SHAPE.model_dump(), "n_layer": 3}}, r"model\.safetensors does not fit .*blocks\.2"),
         ({"shape": {**SHAPE.model_dump(), "n_layer": 1}}, r"model\.safetensors does not fit .*blocks\.1"),
         ({"kind": "gpt"}, r"model\.safetensors does not fit"),

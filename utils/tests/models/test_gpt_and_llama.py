@@ -44,7 +44,7 @@ def test_a_later_token_does_not_change_earlier_logits(kind: str, shape: ModelSha
 
 @EACH_CASE
 @pytest.mark.parametrize("chunks", [(3, 5, 2), (4, 1, 1, 4)])
-def test_text_fed_in_chunks_equals_the_whole_text(kind: str, shape: ModelShape, chunks: tuple[int, ...]) -> None:
+def test_text_in_chunks_equals_the_whole(kind: str, shape: ModelShape, chunks: tuple[int, ...]) -> None:
     model = build_model(kind, shape).eval()
     ids = torch.randint(shape.vocab_size, (2, 10))
     cache = GrowingCache()
@@ -113,11 +113,13 @@ def test_half_precision_runs_near_full_precision(kind: str, shape: ModelShape, d
 
 
 def test_feed_forward_widths() -> None:
-    assert build_model("gpt", SHAPE).blocks[0].mlp.up.out_features == 4 * 32
-    assert build_model("llama", SHAPE).blocks[0].mlp.up.out_features == 96  # 8/3 * 32 = 85.3, next multiple of 32
-    assert build_model("llama", SHAPE.model_copy(update={"n_embd": 96})).blocks[0].mlp.up.out_features == 256
-    for kind in KINDS:
-        assert build_model(kind, SHAPE.model_copy(update={"n_hidden": 40})).blocks[0].mlp.up.out_features == 40
+    def width(kind: str, **change: int) -> int:
+        return build_model(kind, SHAPE.model_copy(update=change)).blocks[0].mlp.up.out_features
+
+    assert width("gpt") == 4 * 32
+    assert width("llama") == 96  # 8/3 * 32 = 85.3, and the next multiple of 32
+    assert width("llama", n_embd=96) == 256
+    assert width("gpt", n_hidden=40) == width("llama", n_hidden=40) == 40
 
 
 def test_no_rotation_table_is_saved() -> None:

@@ -10,16 +10,11 @@ from utils.config.schema import ModelShape
 from utils.models.registry import build_model
 
 VOCAB = 61
-GPT_SHAPES = [
-    ModelShape(n_layer=2, n_head=4, n_embd=32, block_size=24, vocab_size=VOCAB),
-    ModelShape(n_layer=3, n_head=2, n_embd=48, block_size=16, vocab_size=VOCAB, tie_embeddings=False, n_hidden=80),
-]
-LLAMA_SHAPES = [
-    ModelShape(n_layer=2, n_head=4, n_embd=32, block_size=24, vocab_size=VOCAB),
-    ModelShape(n_layer=2, n_head=4, n_kv_head=2, n_embd=64, block_size=32, vocab_size=VOCAB, tie_embeddings=False),
-    ModelShape(n_layer=1, n_head=6, n_kv_head=1, n_embd=48, block_size=16, vocab_size=VOCAB, n_hidden=56),
-]
-CASES = [("gpt", s) for s in GPT_SHAPES] + [("llama", s) for s in LLAMA_SHAPES]
+PLAIN = ModelShape(n_layer=2, n_head=4, n_embd=32, block_size=24, vocab_size=VOCAB)
+UNTIED = PLAIN.model_copy(update={"n_layer": 3, "tie_embeddings": False, "n_hidden": 80})
+GROUPED = PLAIN.model_copy(update={"n_kv_head": 2, "n_embd": 64, "tie_embeddings": False})
+ONE_KEY = PLAIN.model_copy(update={"n_layer": 1, "n_head": 6, "n_kv_head": 1, "n_embd": 48, "block_size": 16})
+CASES = [("gpt", PLAIN), ("gpt", UNTIED), ("llama", PLAIN), ("llama", GROUPED), ("llama", ONE_KEY)]
 
 
 def transformers_gpt(shape: ModelShape) -> GPT2LMHeadModel:
@@ -78,7 +73,8 @@ def twins(kind: str, shape: ModelShape) -> tuple[nn.Module, nn.Module]:
     """(ours, theirs) with the same weights, large enough that every part shows in the logits."""
     torch.manual_seed(0)
     ours = build_model(kind, shape)
-    theirs = transformers_gpt(shape) if kind == "gpt" else transformers_llama(shape, ours.blocks[0].mlp.up.out_features)
+    mlp_width = ours.blocks[0].mlp.up.out_features
+    theirs = transformers_gpt(shape) if kind == "gpt" else transformers_llama(shape, mlp_width)
     with torch.no_grad():
         for p in theirs.parameters():
             p.add_(torch.randn_like(p) * 0.05)

@@ -1,0 +1,104 @@
+"""What cells end in: views of a run folder that draw themselves. They read the folder and nothing else."""
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.notebook.live_chart import loss_chart
+from utils.runs.folder import RunFolder, open_run
+from utils.runs.overview import overview
+from utils.runs.progress import outcome, progress_line
+from utils.runtime.table import Table
+
+PRE = "white-space:pre-wrap;max-width:84ch;line-height:1.45;font-size:13px;margin:4px 0"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text that a model wrote, shown as it is; what was given to it is bold."""
+
+    text: str
+    prompt: str = ""
+
+    def __str__(self) -> str:
+        return self.prompt + self.text
+
+    def _repr_html_(self) -> str:
+        prompt = f"<b>{html.escape(self.prompt.lstrip())}</b>"
+        return f'<pre style="{PRE}">{prompt}{html.escape(self.text)}</pre>'
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run, as it stands on disk now: a sentence and the loss chart."""
+
+    run: RunFolder
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.run.path
+
+    def line(self) -> str:
+        """How the run stands, in a sentence."""
+        state, status = self.run.state(), self.run.status()
+        return progress_line(state) if status == "running" else outcome(state, status)
+
+    def chart(self) -> str:
+        """The loss chart as SVG."""
+        state = self.run.state()
+        return loss_chart(self.run.metrics(), state.get("entropy_floor"), state.get("total_steps", 0))
+
+    def __str__(self) -> str:
+        return f"{self.line()}\nrun: {self.path}"
+
+    def _repr_html_(self) -> str:
+        words = f"<b>{html.escape(self.run.name)}</b>: {html.escape(self.line())}"
+        alerts = "".join(
+            f'<div style="color:#dc2626">step {event["step"]}: {html.escape(event["text"])}</div>'
+            for event in self.run.events("alert")[-3:]
+        )
+        return f'<div style="font-size:13px;margin:4px 0">{words}</div>{alerts}{self.chart()}'
+
+
+def show_run(path: str | Path) -> RunView:
+    """The run at `path`: works while it trains, after it, and after a restart of the kernel."""
+    return RunView(open_run(path))
+
+
+def show_metrics(path: str | Path) -> Table:
+    """Every evaluation of a run: loss in nats per token, perplexity, accuracy, bits per byte."""
+    rows = [
+        (
+            str(row["step"]),
+            f"{row['val/loss']:.4f}",
+            f"{row['val/perplexity']:.2f}",
+            f"{row['val/accuracy']:.1%}",
+            f"{row['val/bits_per_byte']:.3f}",
+        )
+        for row in open_run(path).metrics()
+        if row["kind"] == "val"
+    ]
+    return Table(rows, header=("step", "val loss", "perplexity", "next-token accuracy", "bits per byte"))
+
+
+def show_samples(path: str | Path) -> Table:
+    """What the model wrote while it was learning, by step."""
+    by_step = {event["step"]: event["text"].strip() for event in open_run(path).events("sample")}
+    return Table([(str(step), text) for step, text in sorted(by_step.items())], header=("step", "the model's own text"))
+
+
+def show_files(path: str | Path) -> Table:
+    """What the run left on disk."""
+    run = open_run(path)
+    files = [(file.relative_to(run.path.parent), file.stat().st_size) for file in run.path.rglob("*") if file.is_file()]
+    rows = [(str(name), f"{size:,}") for name, size in sorted(files) if name.name != "run.lock"]
+    return Table(rows, header=("file", "bytes"))
+
+
+def show_runs(root: str | Path = "runs") -> Table:
+    """Every run in a folder, the most recently active first."""
+    from utils.runs.folder import list_runs
+
+    found = overview(list_runs(root))
+    return found if found.rows else Table([], title=f"No runs in {root}/ yet.")

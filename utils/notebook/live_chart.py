@@ -1,0 +1,109 @@
+"""The loss chart, drawn as SVG by hand: quick enough to redraw every second, sharp at any size, no files."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+WIDTH, HEIGHT = 720, 300
+LEFT, RIGHT, TOP, BOTTOM = 56, 110, 16, 40  # margins, in pixels
+TRAIN, VAL, FLOOR = "#9db7e0", "#2563eb", "#d97706"  # readable on white and on black
+MOST_POINTS = 300
+Point = tuple[float, float]  # step, loss in nats per token
+
+
+def loss_chart(rows: Sequence[dict[str, Any]], floor: float | None = None, last_step: int = 0) -> str:
+    """Training and validation loss by step, with the best possible loss as a line; empty before the first row.
+
+    `rows` are those of a run folder's metrics; the loss axis is logarithmic, because what matters at the
+    end of a run is small beside where it began.
+    """
+    train = [(row["step"], row["train/loss"]) for row in rows if row.get("train/loss") is not None]
+    val = [(row["step"], row["val/loss"]) for row in rows if row.get("val/loss") is not None]
+    losses = [loss for _, loss in train + val if loss > 0]
+    if not losses:
+        return ""
+    low, high = min([*losses, *([floor] if floor else [])]), max(losses)
+    x = Scale(0, max(last_step, max(step for step, _ in train + val)), LEFT, WIDTH - RIGHT)
+    y = Scale(math.log(low * 0.9), math.log(high * 1.1), HEIGHT - BOTTOM, TOP)
+    parts = [*_axes(x, y, low * 0.9, high * 1.1)]
+    if floor:
+        at = y(math.log(floor))
+        parts.append(f'<path d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}" stroke="{FLOOR}" stroke-dasharray="5 4"/>')
+    parts.append(_line(thin(train), x, y, TRAIN, 1.5))
+    parts.append(_line(val, x, y, VAL, 2))
+    parts += [_dot(point, x, y) for point in thin(val, 60)]
+    parts += _labels(train, val, floor, y)
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" style="max-width:{WIDTH}px" role="img" '
+        'aria-label="loss by step" fill="none" font-family="system-ui,sans-serif" font-size="12" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+class Scale:
+    """Maps numbers to pixels in a straight line."""
+
+    def __init__(self, low: float, high: float, first: float, last: float) -> None:
+        self.low, self.per, self.first = low, (last - first) / ((high - low) or 1), first
+
+    def __call__(self, value: float) -> float:
+        return self.first + (value - self.low) * self.per
+
+
+def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most `most` points, evenly chosen, the last one always among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers (1, 2, 5 times a power of ten) between two losses, for a logarithmic axis."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    marks = [m * 10.0**power for power in range(first, last + 1) for m in (1, 2, 5)]
+    return [mark for mark in marks if low <= mark <= high]
+
+
+def _axes(x: Scale, y: Scale, low: float, high: float) -> list[str]:
+    parts = []
+    for mark in ticks(low, high):
+        at = y(math.log(mark))
+        parts.append(f'<path d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}" stroke="currentColor" stroke-opacity=".15"/>')
+        parts.append(_text(LEFT - 8, at + 4, f"{mark:g}", "end"))
+    steps = x.low + (WIDTH - RIGHT - LEFT) / x.per
+    unit = 10 ** math.floor(math.log10(max(1, steps)))
+    every = next(m * unit for m in (0.2, 0.5, 1, 2) if steps / (m * unit) <= 6)
+    for i in range(int(steps / max(1, every)) + 1):
+        parts.append(_text(x(i * max(1, every)), HEIGHT - BOTTOM + 18, f"{i * max(1, every):g}", "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "step", "middle"))
+    parts.append(_text(LEFT - 40, TOP - 4, "loss, nats per token", "start"))
+    return parts
+
+
+def _labels(train: list[Point], val: list[Point], floor: float | None, y: Scale) -> list[str]:
+    """The name of each line at its right end, moved apart where they would touch."""
+    named = [
+        (y(math.log(points[-1][1])), colour, f"{name} {points[-1][1]:.3f}")
+        for points, colour, name in ((train, TRAIN, "train"), (val, VAL, "validation"))
+        if points and points[-1][1] > 0
+    ]
+    if floor:
+        named.append((y(math.log(floor)), FLOOR, f"best possible {floor:.3f}"))
+    parts, free = [], -math.inf
+    for at, colour, text in sorted(named):
+        free = max(at + 4, free + 14)
+        parts.append(_text(WIDTH - RIGHT + 6, free, text, "start", colour, size=11))
+    return parts
+
+
+def _line(points: Sequence[Point], x: Scale, y: Scale, colour: str, width: float) -> str:
+    path = "L".join(f"{x(step):.1f},{y(math.log(loss)):.1f}" for step, loss in points if loss > 0)
+    return f'<path d="M{path}" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"/>' if path else ""
+
+
+def _dot(point: Point, x: Scale, y: Scale) -> str:
+    return f'<circle cx="{x(point[0]):.1f}" cy="{y(math.log(point[1])):.1f}" r="2.5" fill="{VAL}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, colour: str = "currentColor", size: int = 12) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}">{text}</text>'

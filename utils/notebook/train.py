@@ -1,0 +1,55 @@
+"""`train(config)` for a notebook cell: the worker trains in a process of its own, the cell draws it live."""
+
+import signal
+import time
+
+from IPython.display import HTML, display
+
+from utils.config.schema import RunConfig
+from utils.jobs.launch import Job, launch
+from utils.notebook.display import RunView
+
+REDRAW = 1.0  # seconds
+
+
+def train(config: RunConfig) -> RunView:
+    """Train, or go on where this very run was interrupted, and show it; interrupting the cell saves first.
+
+    The worker outlives this kernel: after a restart, run the cell again and it watches on. Raises ValueError
+    (the request is wrong) or RuntimeError (the run failed) with the reason.
+    """
+    job = launch(config, own_session=True)
+    view = RunView(job.run)
+    handle = display(Frame(view, "starting ..."), display_id=True)
+    try:
+        _follow(job, handle, view)
+    except KeyboardInterrupt:
+        job.send(signal.SIGINT)
+        _follow(job, handle, view)
+    code, words = job.result()
+    handle.update(HTML(""))  # what the cell returns draws the same again
+    if words:
+        raise (ValueError if code == 2 else RuntimeError)(words)
+    return view
+
+
+class Frame:
+    """One frame of the live view: the line of progress in a terminal, the chart too in a notebook."""
+
+    def __init__(self, view: RunView, line: str) -> None:
+        self.line, self.html = line, view._repr_html_()
+
+    def __repr__(self) -> str:
+        return self.line
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def _follow(job: Job, handle: object, view: RunView) -> None:
+    shown, drawn = None, 0.0
+    for run in job.watch():
+        step = run.state().get("step")
+        if step != shown and time.monotonic() - drawn >= REDRAW:
+            handle.update(Frame(view, view.line()))  # type: ignore[attr-defined]
+            shown, drawn = step, time.monotonic()
