@@ -19,13 +19,9 @@ def generate(
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it is written.")] = True,
 ) -> None:
     """Let a trained model write."""
-    from utils.inference.generate import generate_text
-    from utils.inference.load import load_for_inference
+    from utils.inference.complete import complete
 
-    net, tokenizer = load_for_inference(model, checkpoint)
-    pieces = generate_text(
-        net, tokenizer, prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
+    pieces = complete(model, prompt, max_new_tokens, temperature, top_k, top_p, seed, checkpoint)
     if not stream:
         pieces = iter(["".join(pieces)])
     sys.stdout.write(prompt)

@@ -58,7 +58,7 @@ class DataSummary:
         ]
         return Table(rows, note="The label of each token is the token after it.")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.table()}\n\n{self.text()}\n\n{self.example()}"
 
     def _repr_html_(self) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 from torch import nn
 
 from utils.config.load import load_config, preset_names
+from utils.config.schema import RunConfig
+from utils.data.token_store import open_store
 from utils.data.tokenizer import Tokenizer, load_tokenizer
 from utils.models.folder import CONFIG_FILE, load_model_folder
 from utils.models.load import load_model
@@ -43,3 +45,8 @@ def open_model(name: str) -> tuple[nn.Module, str]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; presets: {', '.join(preset_names())}") from None
     return model, f"{name} ({config.kind})"
+
+
+def untrained_model(config: RunConfig) -> nn.Module:
+    """The model that a run with these settings begins with, its vocabulary taken from the run's own text."""
+    return load_model(config.model, open_store(config.data).tokenizer.vocab_size, config.train.seed)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from utils.config.schema import ModelShape
 
 NORM_EPS = 1e-5
-INIT_STD = 0.02
 ROPE_THETA = 10000.0
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
@@ -123,12 +122,15 @@ class Llama(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
+        # "Small init" (Nguyen & Salazar 2019, https://arxiv.org/abs/1910.05895): GPT-2's 0.02 at 1,000 wide, and
+        # more where it is narrower, which a small model needs to get going.
+        std = math.sqrt(2 / (5 * self.shape.n_embd))
         # Each block adds to the residual stream twice; as in GPT-2, depth must not swell it.
-        residual_std = INIT_STD / math.sqrt(2 * self.shape.n_layer)
+        residual_std = std / math.sqrt(2 * self.shape.n_layer)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 into_residual = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(p, std=residual_std if into_residual else INIT_STD)
+                nn.init.normal_(p, std=residual_std if into_residual else std)
 
     def forward(self, input_ids: Tensor, cache: Any = None) -> Tensor:
         """Score every possible next token after every token.

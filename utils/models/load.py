@@ -5,6 +5,7 @@ from torch import nn
 
 from utils.config.schema import ModelConfig
 from utils.models.registry import build_model
+from utils.runtime.randomness import derive_seed
 
 
 def resolve_shape(config: ModelConfig, vocab_size: int) -> ModelConfig:
@@ -32,5 +33,5 @@ def load_model(config: ModelConfig, vocab_size: int, seed: int = 0) -> nn.Module
     """
     config = resolve_shape(config, vocab_size)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs
+        torch.default_generator.manual_seed(derive_seed(seed, "init"))  # torch.manual_seed would also reseed the GPUs
         return build_model(config.kind, config.shape)

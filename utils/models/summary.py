@@ -64,7 +64,7 @@ class ModelSummary:
             ("compute", f"{self.flops_per_token / 1e6:,.1f} MFLOP per token, forward + backward"),
         ]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = self._rows()
         names, kinds, counts = (max(len(row[column]) for row in rows) for column in range(3))
         names = max(names, max(len(name) for name, _ in self._facts()))

@@ -1,11 +1,12 @@
 """What cells end in: views of a run folder that draw themselves. They read the folder and nothing else."""
 
 import html
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.notebook.live_chart import loss_chart
-from utils.runs.folder import RunFolder, open_run
+from utils.runs.folder import RunFolder, list_runs, open_run
 from utils.runs.overview import overview
 from utils.runs.progress import outcome, progress_line
 from utils.runtime.table import Table
@@ -20,7 +21,7 @@ class Text:
     text: str
     prompt: str = ""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.prompt + self.text
 
     def _repr_html_(self) -> str:
@@ -49,7 +50,7 @@ class RunView:
         state = self.run.state()
         return loss_chart(self.run.metrics(), state.get("entropy_floor"), state.get("total_steps", 0))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.line()}\nrun: {self.path}"
 
     def _repr_html_(self) -> str:
@@ -96,9 +97,10 @@ def show_files(path: str | Path) -> Table:
     return Table(rows, header=("file", "bytes"))
 
 
-def show_runs(root: str | Path = "runs") -> Table:
-    """Every run in a folder, the most recently active first."""
-    from utils.runs.folder import list_runs
-
-    found = overview(list_runs(root))
-    return found if found.rows else Table([], title=f"No runs in {root}/ yet.")
+def show_storage(root: str | Path = "runs") -> Table:
+    """Where runs are kept, how much room is left there, and the runs there are, the most recently active first."""
+    folder = Path(root).resolve()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    title = f"{folder}: {free / 1e9:,.0f} GB free"
+    runs = list_runs(root)
+    return replace(overview(runs), title=title) if runs else Table([], title=title, note="No runs yet.")

@@ -1,5 +1,6 @@
 """The settings a notebook runs with: a preset and overrides, which the environment may replace for a machine."""
 
+import html
 import os
 import shlex
 
@@ -18,15 +19,14 @@ def choose(preset: str, *overrides: str) -> RunConfig:
 
 
 class Settings:
-    """Settings that draw themselves as YAML."""
+    """Settings that draw themselves: a few words, and all of them as YAML when unfolded."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.text = dump_config(config)
+        self.config = config
 
-    def __str__(self) -> str:
-        return self.text
+    def __repr__(self) -> str:
+        return f"{self.config.model.kind} on {self.config.data.path or self.config.data.source}: {self.config.run_dir}"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<details><summary>every setting of this run</summary><pre>{escape(self.text)}</pre></details>"
+        text = html.escape(dump_config(self.config))
+        return f"<details><summary>{html.escape(repr(self))} (every setting)</summary><pre>{text}</pre></details>"

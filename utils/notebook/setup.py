@@ -21,7 +21,7 @@ class Setup:
 
     rows: tuple[tuple[str, str], ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return str(Table(self.rows))
 
     def _repr_html_(self) -> str:

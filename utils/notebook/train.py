@@ -26,11 +26,19 @@ def train(config: RunConfig) -> RunView:
     except KeyboardInterrupt:
         job.send(signal.SIGINT)
         _follow(job, handle, view)
+        raise Interrupted(view.line()) from None
     code, words = job.result()
     handle.update(HTML(""))  # what the cell returns draws the same again
     if words:
         raise (ValueError if code == 2 else RuntimeError)(words)
     return view
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stops Run All after training was interrupted and saved; shown as one line, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{self}. Run this cell again to go on; the cells below work with what was saved."]
 
 
 class Frame:

@@ -16,7 +16,7 @@ class Table:
     title: str = ""
     note: str = ""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [*([self.header] if self.header else []), *self.rows]
         widths = [max(len(str(cell)) for cell in column) for column in zip(*lines, strict=True)]
         text = ["  ".join(str(c).ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]

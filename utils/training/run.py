@@ -41,7 +41,7 @@ def run_training(config: RunConfig, stop: Callable[[], int | None] = lambda: Non
         threads = run.read_json("meta").get("threads") or config.train.threads or cpu_cores()
         torch.set_num_threads(threads)
         set_deterministic(config.train.deterministic)
-        model = load_model(model_config, store.tokenizer.vocab_size, derive_seed(config.train.seed, "init") % 2**32)
+        model = load_model(model_config, store.tokenizer.vocab_size, config.train.seed)
         recorder = Recorder(run)
         checkpointer = Checkpointer(run.checkpoints, model_config, store.tokenizer, config.checkpoint.keep_last)
         trainer = Trainer(

@@ -104,7 +104,7 @@ class Report:
             ],
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [*textwrap.wrap(f"{self.title}  {self.verdict.upper()} ({self.summary})", WIDTH), ""]
         lines += _row([name for name, _ in COLUMNS])
         lines.append(GAP.join("-" * width for _, width in COLUMNS))

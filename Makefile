@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`. Needs Python 3.11 to 3.13.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: setup run test test-all lint clean
+
+setup: $(READY)
+
+# torch first and by itself, so that nothing else chooses a version of it.
+$(READY): pyproject.toml requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "error: Python 3.11 to 3.13 is needed; name one with: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: setup
+	@$(BIN)/tbt notebook run training.ipynb
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
+
+test-all: setup lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,96 @@
+"""A user's mistake is one clear message and exit code 2, and leaves nothing half-written."""
+
+from pathlib import Path
+
+import pytest
+
+TRAIN = ("train", "--preset", "debug", "--run-dir", "runs/x")
+
+
+def from_file(path: str) -> tuple[str, ...]:
+    return "data.source=text", f"data.path={path}"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    (tmp_path / "short.txt").write_text("just a few words\n" * 3)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1") * 100)
+    (tmp_path / "utf16.txt").write_bytes("words".encode("utf-16-le") * 100)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a-file").write_text("in the way")
+    (tmp_path / "not-a-run").mkdir()
+    (tmp_path / "not-a-run/notes.txt").write_text("keep me")
+    (tmp_path / "broken.yaml").write_text("train: [")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        ((*TRAIN, "train.max_step=3"), ["unknown setting train.max_step: did you mean train.max_steps?"]),
+        ((*TRAIN, "trian.seed=1", "train.batch_size=0", "data.seq_len=999"),
+         ["3 problems", "did you mean train.seed?", "train.batch_size=0", "data.seq_len=999 is longer than"]),
+        (("train", "--preset", "quikstart"), ["unknown preset quikstart: did you mean quickstart?"]),
+        (("train", "--config", "nowhere.yaml"), ["no file nowhere.yaml"]),
+        (("train", "--config", "broken.yaml"), ["broken.yaml is not YAML"]),
+        ((*TRAIN, "max_steps"), ["'max_steps' is not a setting: write key.path=value"]),
+        ((*TRAIN, "data.source=text"), ["data.source=text needs data.path=FILE_OR_FOLDER"]),
+        ((*TRAIN, *from_file("nowhere.txt")), ["data.path=nowhere.txt: no such file or folder"]),
+        ((*TRAIN, *from_file("folder")), ["holds no .txt or .md file"]),
+        ((*TRAIN, *from_file("empty.txt")), ["data.path=empty.txt is empty"]),
+        ((*TRAIN, *from_file("blank.txt")), ["data.path=blank.txt is empty"]),
+        ((*TRAIN, *from_file("picture.png")), ["picture.png: not UTF-8 text: byte 0x89 at offset 0", "binary"]),
+        ((*TRAIN, *from_file("latin.txt")), ["latin.txt: not UTF-8 text: byte 0xe9 at offset 3", "iconv"]),
+        ((*TRAIN, *from_file("utf16.txt")), ["utf16.txt: not UTF-8 text: byte 0x00 at offset 1"]),
+        ((*TRAIN, *from_file("short.txt")), ["data.seq_len + 1 = 65", "lower data.seq_len to"]),
+        ((*TRAIN[:3], "--run-dir", "a-file/x"), ["the run folder a-file/x cannot be written"]),
+        ((*TRAIN[:3], "--run-dir", "a-file"), ["a-file exists and is not a run folder"]),
+        ((*TRAIN[:3], "--run-dir", "not-a-run"), ["not-a-run exists and is not a run folder"]),
+        ((*TRAIN, "model.shape.vocab_size=100"), ["vocab_size=100 is smaller than the tokenizer's vocabulary of 256"]),
+        ((*TRAIN, "train.precision=fp16", "train.device=cpu"), ["train.precision=fp16 needs a CUDA GPU"]),
+        (("generate", "runs/none", "--prompt", "x"), ["no run at runs/none"]),
+        (("generate", "not-a-run"), ["no run at not-a-run"]),
+        (("status", "runs/none"), ["no run at runs/none"]),
+        (("status",), ["no runs in runs/ yet"]),
+        (("summary", "nothing"), ["no run at nothing", "presets: debug"]),
+        (("data", "inspect", *from_file("empty.txt")), ["data.path=empty.txt is empty"]),
+        (("notebook", "run", "none.ipynb"), ["no notebook none.ipynb"]),
+        (("notebook", "run", "short.txt"), ["short.txt is not a notebook"]),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_one_clear_message(tbt, texts: Path, words: tuple[str, ...], messages: list[str]):
+    before = sorted(texts.rglob("*"))
+    got = tbt(*words)
+    assert got.returncode == 2, got.stdout + got.stderr
+    assert got.stderr.startswith("error: ")
+    assert "Traceback" not in got.stderr
+    for message in messages:
+        assert message in got.stderr
+    left = [path for path in sorted(texts.rglob("*")) if path not in before]
+    assert left == [] or left == [texts / "runs"]
+
+
+def test_a_read_only_folder(tbt, texts: Path):
+    import os
+    import subprocess
+
+    place = texts / "locked"
+    place.mkdir()
+    if os.geteuid() == 0:  # root may write everywhere but on what is mounted read-only
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], capture_output=True)
+        if mounted.returncode:
+            pytest.skip("root may write everywhere, and nothing may be mounted here")
+    else:
+        place.chmod(0o555)
+    try:
+        got = tbt(*TRAIN[:3], "--run-dir", "locked/x")
+        assert got.returncode == 2
+        assert got.stderr.startswith("error: the run folder locked/x cannot be written")
+        assert list(place.iterdir()) == []
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", str(place)], check=True)

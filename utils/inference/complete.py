@@ -1,0 +1,29 @@
+"""A prompt and the place of a trained model in, the text that follows out: what `tbt generate` and notebooks call."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils.inference.generate import generate_text
+from utils.inference.load import load_for_inference
+
+
+def complete(
+    path: Path,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    checkpoint: str = "best",
+) -> Iterator[str]:
+    """Stream the text that the model at `path` (a run, a checkpoint, a model folder) continues `prompt` with.
+
+    Raises FileNotFoundError where there is no model, ValueError for a prompt with characters the model has
+    never seen, and as `generate_text` does.
+    """
+    model, tokenizer = load_for_inference(path, checkpoint)
+    unknown = tokenizer.unknown_characters(prompt)
+    if unknown:
+        raise ValueError(f"the prompt has characters that the model has never seen: {unknown!r}")
+    return generate_text(model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed)

@@ -1,0 +1,21 @@
+"""Let a trained model write, from a notebook cell."""
+
+from pathlib import Path
+
+from utils.inference.complete import complete
+from utils.notebook.display import Text
+
+
+def generate(
+    path: str | Path,
+    prompt: str = "\n",
+    max_new_tokens: int = 400,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    checkpoint: str = "best",
+) -> Text:
+    """The text that the model of a run (or of a model folder) continues `prompt` with, as `tbt generate` does."""
+    pieces = complete(Path(path), prompt, max_new_tokens, temperature, top_k, top_p, seed, checkpoint)
+    return Text("".join(pieces), prompt)

@@ -1,0 +1,3 @@
+"""Fixtures of the unit tests."""
+
+from utils.tests import settings  # noqa: F401

@@ -1,0 +1,91 @@
+"""The device and the number format are the ones asked for, or an error says which there are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.runtime.device import cpu_cores, describe, pick_device, pick_precision
+
+ROOT = Path(__file__).parents[3]
+CPU = torch.device("cpu")
+GPU = torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not GPU, reason="no CUDA GPU here")
+
+
+def test_auto_takes_the_best_there_is():
+    best = "cuda" if GPU else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert pick_device("auto") == torch.device(best)
+    assert pick_device() == torch.device(best)
+
+
+def test_the_cpu_is_always_there():
+    assert pick_device("cpu") == CPU
+
+
+@pytest.mark.skipif(GPU, reason="this machine has a CUDA GPU")
+def test_a_gpu_that_is_not_there_is_an_error_that_lists_what_is():
+    with pytest.raises(ValueError, match=r"^train\.device=cuda is not available here \(available: cpu.*, or auto\)$"):
+        pick_device("cuda")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has Apple's GPU")
+def test_apples_gpu_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match=r"^train\.device=mps is not available here \(available: cpu"):
+        pick_device("mps")
+
+
+@pytest.mark.parametrize(("wanted", "given"), [("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")])
+def test_formats_on_a_cpu(wanted, given):
+    assert pick_precision(wanted, CPU) == given
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps"])
+def test_fp16_is_for_cuda_only(kind):
+    with pytest.raises(ValueError, match=rf"^train\.precision=fp16 needs a CUDA GPU \(device: {kind}\); use auto"):
+        pick_precision("fp16", torch.device(kind))
+
+
+def test_formats_on_apples_gpu():
+    device = torch.device("mps")
+    assert pick_precision("auto", device) == pick_precision("fp32", device) == "fp32"
+    with pytest.raises(ValueError, match=r"^train\.precision=bf16 is not available on mps, \d+ cores; use auto"):
+        pick_precision("bf16", device)
+
+
+@needs_gpu
+def test_formats_on_a_gpu():
+    device = torch.device("cuda")
+    has_bf16 = torch.cuda.get_device_capability()[0] >= 8
+    assert pick_precision("auto", device) == ("bf16" if has_bf16 else "fp16")
+    assert pick_precision("fp16", device) == "fp16"
+
+
+@needs_gpu
+def test_a_gpu_in_words():
+    words = describe(torch.device("cuda"))
+    assert words.startswith(torch.cuda.get_device_name())
+    assert words.endswith(" GiB")
+
+
+def test_a_cpu_in_words():
+    assert describe(CPU) == f"cpu, {cpu_cores()} cores"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot give a process fewer cores")
+def test_cores_are_those_this_process_may_use():
+    code = (
+        "import os; from utils.runtime.device import cpu_cores; before = cpu_cores(); "
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(before, cpu_cores())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [str(len(os.sched_getaffinity(0))), "1"], done.stderr
+
+
+def test_asking_for_cores_imports_no_torch():
+    code = "import sys, utils.runtime.device as d; d.cpu_cores(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr

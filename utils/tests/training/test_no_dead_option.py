@@ -1,0 +1,147 @@
+"""Every setting is read by code, and changing it changes something that can be seen."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.config.load import load_config
+from utils.config.schema import field_table
+from utils.runs.folder import RunFolder
+from utils.tests.tiny import metrics_of, samples_of, tiny_config, weights_hash
+from utils.training.run import run_training
+
+UTILS = Path(__file__).parents[2]
+KEYS = [row[0] for row in field_table()]
+
+# For each setting: another value, with what it needs beside it. What is compared is in `seen`.
+CHANGES = {
+    "model.kind": ["llama"],
+    "model.shape.n_layer": ["2"],
+    "model.shape.n_head": ["4"],
+    "model.shape.n_kv_head": ["1", "model.kind=llama"],
+    "model.shape.n_embd": ["32"],
+    "model.shape.n_hidden": ["24"],
+    "model.shape.block_size": ["32"],
+    "model.shape.vocab_size": ["300"],
+    "model.shape.dropout": ["0.4"],
+    "model.shape.tie_embeddings": ["false"],
+    "data.source": ["text", "data.path={book}"],
+    "data.path": ["{other}", "data.source=text"],
+    "data.size": ["30000"],
+    "data.seed": ["1"],
+    "data.tokenizer": ["char"],
+    "data.seq_len": ["8"],
+    "data.val_fraction": ["0.2"],
+    "train.max_steps": ["9"],
+    "train.epochs": ["0.07", "train.max_steps=0"],
+    "train.batch_size": ["3"],
+    "train.grad_accum_steps": ["1"],
+    "train.learning_rate": ["1e-2"],
+    "train.min_lr": ["1e-3"],
+    "train.warmup_steps": ["5"],
+    "train.schedule": ["linear"],
+    "train.weight_decay": ["0.5"],
+    "train.beta1": ["0.5"],
+    "train.beta2": ["0.5"],
+    "train.grad_clip": ["0.01"],
+    "train.precision": ["bf16"],
+    "train.device": None,  # below: there is only one here
+    "train.threads": ["2", "train.max_steps=2", "train.sample_every=0"],  # two threads are slow on a busy machine
+    "train.eval_every": ["3"],
+    "train.eval_batches": ["1"],
+    "train.save_every": ["5"],
+    "train.log_every": ["2"],
+    "train.sample_every": ["4"],
+    "train.sample_prompt": ["A"],
+    "train.sample_tokens": ["9"],
+    "train.patience": ["1", "train.learning_rate=0.5", "train.min_lr=0.5", "train.eval_every=1"],
+    "train.seed": ["2"],
+    "train.deterministic": ["true"],
+    "checkpoint.keep_last": ["5"],
+    "checkpoint.keep_best": ["false"],
+    "run_dir": None,  # every test here gives another
+}
+
+
+def test_every_setting_is_in_the_table():
+    assert list(CHANGES) == KEYS
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_setting_is_read_by_code_outside_the_schema(key: str):
+    name = key.rpartition(".")[2]
+    for path in UTILS.rglob("*.py"):
+        if {"config", "tests"} & set(path.relative_to(UTILS).parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr == name:
+                return
+    pytest.fail(f"nothing reads {key}")
+
+
+def seen(run: Path) -> dict:
+    """What a person could see of a run's settings, config.yaml aside."""
+    folder = RunFolder(run)
+    meta = folder.read_json("meta")
+    return {
+        "weights": weights_hash(run),
+        "metrics": metrics_of(run),
+        "samples": samples_of(run),
+        "steps": folder.state()["step"],
+        "saved": [event["step"] for event in folder.events("saved")],
+        "kept": sorted(path.name for path in folder.checkpoints.iterdir()),
+        "meta": {key: meta[key] for key in ("threads", "deterministic", "precision")},
+    }
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("books")
+    for name, animal in (("book", "cat"), ("other", "dog")):
+        (folder / name).write_text(f"the {animal} sat on the mat and thought of fish\n" * 200)
+    return {name: folder / name for name in ("book", "other")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, books):
+    """Runs by their overrides, each trained once."""
+    done: dict[tuple[str, ...], dict] = {}
+
+    def train(*overrides: str) -> dict:
+        words = tuple(sorted(word.format(**books) for word in overrides))
+        if words not in done:
+            run = tmp_path_factory.mktemp("run") / "run"
+            run_training(tiny_config(run, *words))
+            torch.use_deterministic_algorithms(False)
+            done[words] = seen(run)
+        return done[words]
+
+    return train
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if CHANGES[key]])
+def test_changing_a_setting_changes_what_can_be_seen(key: str, runs):
+    value, *beside = CHANGES[key]
+    if key == "data.path":
+        base = runs(*beside, "data.path={book}")
+    elif key == "data.source":
+        base, beside = runs(), [*beside]
+    else:
+        base = runs(*beside) if key not in ("train.epochs",) else runs()
+    assert runs(*beside, f"{key}={value}") != base
+
+
+def test_device_is_obeyed(tmp_path: Path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here: cuda is no error")
+    with pytest.raises(ValueError, match=r"train.device=cuda is not available here \(available: cpu"):
+        run_training(tiny_config(tmp_path / "run", "train.device=cuda"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_dir_is_where_the_run_goes(tmp_path: Path):
+    run_training(tiny_config(tmp_path / "elsewhere"))
+    assert RunFolder(tmp_path / "elsewhere").exists()
+    assert load_config("debug").run_dir.startswith("runs/debug-")
