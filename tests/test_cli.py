@@ -145,8 +145,15 @@ def test_a_terminal_gets_a_bar(tmp_path: Path):
 def test_secrets_do_not_reach_the_worker(tbt, tmp_path: Path):
     canary = "canary-5f1e7"
     # The worker prints its environment because Python runs this at its start.
-    (tmp_path / "sitecustomize.py").write_text("import os, sys\nif 'utils.jobs.worker' in sys.orig_argv: print(dict(os.environ))\n")
-    environment = {"HF_TOKEN": canary, "WANDB_API_KEY": canary, "MY_PASSWORD": canary, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'utils.jobs.worker' in sys.orig_argv: print(dict(os.environ))\n"
+    )
+    environment = {
+        "HF_TOKEN": canary,
+        "WANDB_API_KEY": canary,
+        "MY_PASSWORD": canary,
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+    }
     got = tbt(*TRAIN, "--run-dir", "runs/a", env=environment)
     assert got.returncode == 0
     log = (tmp_path / "runs/a/log.txt").read_text()

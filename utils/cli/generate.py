@@ -11,9 +11,13 @@ def generate(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, a checkpoint or a model folder.")],
     prompt: Annotated[str, typer.Option("--prompt", help="The text to go on from.")] = "\n",
     max_new_tokens: Annotated[int, typer.Option(min=0, help="How much to write, in tokens.")] = 400,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 = always the likeliest token; above 1 = wilder.")] = 0.8,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 = always the likeliest token; above 1 = wilder.")
+    ] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0 = all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest tokens that share this probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest tokens that share this probability.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="Which of a run's checkpoints: best, latest or a step.")] = "best",
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it is written.")] = True,

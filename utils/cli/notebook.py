@@ -16,7 +16,9 @@ def group() -> None:
 @app.command()
 def run(
     notebook: Annotated[Path, typer.Argument(metavar="NOTEBOOK", help="The .ipynb file.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the executed notebook; default: the run it made.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the executed notebook; default: the run it made.")
+    ] = None,
 ) -> None:
     """Execute every cell in order, showing each cell's output as it comes; leaves the executed notebook and a page."""
     from utils.jobs.notebook_run import run_notebook

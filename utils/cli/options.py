@@ -12,7 +12,9 @@ Preset = Annotated[str | None, typer.Option("--preset", "-p", help="Settings to 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings, over the preset.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value]...", help="Settings such as train.max_steps=300: `tbt config fields`.", show_default=False),
+    typer.Argument(
+        metavar="[key=value]...", help="Settings such as train.max_steps=300: `tbt config fields`.", show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 

@@ -9,7 +9,9 @@ from utils.cli.options import Json, print_json
 
 
 def status(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="The run; default: the one last active in runs/.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="The run; default: the one last active in runs/.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show the progress.")] = False,
     json: Json = False,
 ) -> None:

@@ -8,7 +8,9 @@ from utils.cli.options import Json, print_json
 
 
 def summary(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A preset, a run, a checkpoint or a model folder.")] = "quickstart",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A preset, a run, a checkpoint or a model folder.")
+    ] = "quickstart",
     json: Json = False,
 ) -> None:
     """A model's parts, parameters, memory and work per token."""

@@ -15,7 +15,9 @@ def train(
     preset: Preset = None,
     config: ConfigFile = None,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
-    background: Annotated[bool, typer.Option("--background", help="Start the run and leave; `tbt status --watch` shows it.")] = False,
+    background: Annotated[
+        bool, typer.Option("--background", help="Start the run and leave; `tbt status --watch` shows it.")
+    ] = False,
     inline: Annotated[bool, typer.Option("--inline", help="Train in this process, for a debugger.")] = False,
 ) -> None:
     """Train a model. The same command again goes on with a run that was interrupted.

@@ -8,7 +8,9 @@ from utils.cli.options import Json, print_json
 
 
 def validate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A preset, a run, a checkpoint or a model folder.")] = "quickstart",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A preset, a run, a checkpoint or a model folder.")
+    ] = "quickstart",
     json: Json = False,
 ) -> None:
     """Check a model (tier 1). Exit code 1 if it is not sound."""

@@ -29,9 +29,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_config(
-    preset: str | None = None, file: str | Path | None = None, overrides: Iterable[str] = ()
-) -> RunConfig:
+def load_config(preset: str | None = None, file: str | Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
     """The settings of a run: defaults, then the preset, then the YAML file, then `key.path=value` words.
 
     Raises ConfigError with every problem at once: unknown keys with the nearest known one, values out of
@@ -50,10 +48,7 @@ def load_config(
         if not equals or not key:
             problems.append(f"{word!r} is not a setting: write key.path=value, such as train.max_steps=300")
             continue
-        try:
-            _set(values, key, yaml.safe_load(text) if text else "")
-        except yaml.YAMLError:
-            _set(values, key, text)
+        _set(values, key, _value(key, text))
     config = _check(values, problems)
     if config.run_dir:
         return config
@@ -67,7 +62,7 @@ def parse_config(text: str) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """Every setting as YAML that `parse_config` and `tbt train --config` take back unchanged."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=False)
 
 
 def config_hash(config: RunConfig) -> str:
@@ -90,9 +85,20 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _value(key: str, text: str) -> Any:
+    """What a word means: YAML; but a text setting takes it as it is written, unless it is quoted."""
+    is_text = any(row[:2] == (key, "str") for row in field_table())
+    if not text or (is_text and text[0] not in "\"'"):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date or a number and is none
+        return text
+
+
 def _check(values: dict[str, Any], problems: list[str]) -> RunConfig:
     """The config, or a ConfigError with `problems` and everything the schema finds."""
-    wrong: set[str] = set()
+    values, wrong = _text_keys(values), set[str]()
     for _ in ("each setting by itself", "the good ones together"):
         try:
             config = RunConfig.model_validate(values)
@@ -100,12 +106,15 @@ def _check(values: dict[str, Any], problems: list[str]) -> RunConfig:
         except ValidationError as error:
             for found in error.errors():
                 if found["type"] == "disagreement":
-                    problems += [text for keys, text in found["ctx"]["problems"] if not wrong.intersection(keys)]
+                    known = found["ctx"]["problems"]
+                    problems += [text for keys, text in known if not any(_below(k, w) for k in keys for w in wrong)]
                 else:
                     key = ".".join(map(str, found["loc"]))
                     wrong.add(key)
                     problems += _in_words(key, found["type"], found["msg"], found["input"])
                     _remove(values, found["loc"])
+            if not wrong:
+                break
     if problems:
         raise ConfigError(problems)
     return config
@@ -114,7 +123,7 @@ def _check(values: dict[str, Any], problems: list[str]) -> RunConfig:
 def _in_words(key: str, kind: str, message: str, value: Any) -> list[str]:
     rows = {row[0]: row for row in field_table()}
     if kind == "extra_forbidden":
-        unknown = flatten(value, f"{key}.") if isinstance(value, dict) else [key]
+        unknown = (isinstance(value, dict) and flatten(value, f"{key}.")) or [key]
         return [_unknown("setting", name, list(rows)) for name in unknown]
     if kind in ("model_type", "model_attributes_type"):
         return [f"{key} is a group of settings, not one value (given: {value!r})"]
@@ -124,9 +133,8 @@ def _in_words(key: str, kind: str, message: str, value: Any) -> list[str]:
 
 
 def _unknown(what: str, given: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    last = given.rsplit(".", 1)[-1]
-    near = near or [key for key in known if key.rsplit(".", 1)[-1] == last][:1]
+    namesakes = [key for key in known if key.rpartition(".")[2] == given.rpartition(".")[2]]
+    near = difflib.get_close_matches(given, namesakes or known, n=1, cutoff=0.0 if namesakes else 0.5)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return f"unknown {what} {given}: {hint}"
 
@@ -143,7 +151,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _as_mapping(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that cannot be
         raise ConfigError([f"{name} is not YAML: {' '.join(str(error).split())}"]) from None
     if values is None:
         return {}
@@ -167,6 +175,14 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
             values[group] = {}
         values = values[group]
     values[name] = value
+
+
+def _text_keys(values: dict[Any, Any]) -> dict[str, Any]:
+    return {str(key): _text_keys(value) if isinstance(value, dict) else value for key, value in values.items()}
+
+
+def _below(key: str, group: str) -> bool:
+    return f"{key}.".startswith(f"{group}.")
 
 
 def _remove(values: dict[str, Any], path: tuple[int | str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Problem = tuple[tuple[str, ...], str]  # the dotted keys involved, what is wrong and what to do
@@ -11,7 +11,14 @@ Problem = tuple[tuple[str, ...], str]  # the dotted keys involved, what is wrong
 class Section(BaseModel):
     """A group of settings: frozen, and a key nobody knows is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise PydanticCustomError("not_a_number", "input should be a number, not yes or no")
+        return value
 
 
 class ModelShape(Section):

@@ -30,7 +30,7 @@ def source_key(config: DataConfig) -> str:
         program = [Path(path).read_bytes() for path in (stories.__file__, story_words.__file__)]
         words = json.dumps([config.size, config.seed, config.val_fraction]).encode()
     else:
-        program = [path.read_bytes() for path in text_files(Path(config.path))]
+        program = [_read(path) for path in text_files(Path(config.path))]
         words = json.dumps([config.val_fraction]).encode()
     digests = [hashlib.sha256(part).hexdigest() for part in (*program, words)]
     return hashlib.sha256("/".join(digests).encode()).hexdigest()
@@ -58,18 +58,17 @@ def text_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"data.path={path}: no such file or folder")
-    found = sorted(file for file in path.rglob("*") if file.suffix in (".txt", ".md") and file.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".txt", ".md") and file.is_file())
     if not found:
-        raise FileNotFoundError(f"data.path={path} holds no .txt or .md file; name a file to read it whatever its ending")
+        raise FileNotFoundError(
+            f"data.path={path} holds no .txt or .md file; to read a file of another ending, name it"
+        )
     return found
 
 
 def read_text(path: Path) -> str:
-    """A file's text, exactly: only a byte order mark is dropped. Raises ValueError if it is not UTF-8 text."""
-    try:
-        data = path.read_bytes()
-    except PermissionError:
-        raise ValueError(f"{path}: may not be read by this user (permission denied)") from None
+    """A file's text, exactly: only a byte order mark is dropped. Raises ValueError if it is not UTF-8."""
+    data = _read(path)
     for offset, byte in _not_text(data):
         raise ValueError(
             f"{path}: not UTF-8 text: byte 0x{byte:02x} at offset {offset:,}. "
@@ -84,6 +83,13 @@ def split(text: str, val_fraction: float) -> tuple[str, str]:
     line_end = text.find("\n", cut, cut + max(1, (len(text) - cut) // 2))
     cut = line_end + 1 if line_end >= 0 else cut
     return text[:cut], text[cut:]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except PermissionError:
+        raise ValueError(f"{path}: may not be read by this user (permission denied)") from None
 
 
 def _not_text(data: bytes) -> Iterator[tuple[int, int]]:

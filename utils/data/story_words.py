@@ -12,22 +12,21 @@ STORY = (
 )
 
 GIRLS = [
-    "Lily", "Mia", "Anna", "Rosa", "Emma", "Nora", "Ruby", "Clara", "Molly", "Daisy", "Zoe", "Ella", "Kate",
+    "Lily", "Mia", "Anna", "Rosa", "Emma", "Nora", "Clara", "Zoe",
 ]
 BOYS = [
-    "Tom", "Ben", "Sam", "Leo", "Max", "Jack", "Finn", "Oscar", "Peter", "Hugo", "Noah", "Theo", "Will",
+    "Tom", "Ben", "Sam", "Leo", "Max", "Jack", "Finn", "Hugo",
 ]
 FRIENDS = [
-    "Dot", "Otis", "Hazel", "Gus", "Olive", "Barney", "Tilly", "Rusty", "Poppy", "Monty", "Greta", "Felix",
-    "Wanda", "Ned", "Fern", "Bruno",
+    "Dot", "Otis", "Hazel", "Gus", "Olive", "Tilly", "Rusty", "Poppy", "Wanda", "Ned", "Fern", "Bruno",
 ]
 
 # A girl is named from the girls, a boy from the boys, an animal from both. No friend is the hero's kind.
-ANIMALS = ["rabbit", "bear", "mouse", "fox", "kitten", "puppy", "lamb", "mole", "goat", "pig"]
+ANIMALS = ["rabbit", "bear", "mouse", "fox", "kitten", "puppy", "lamb", "pig"]
 
 HERO = "[trait] [kind] named [=names]"
-FRIEND = "[friend] the [looks] [friend_kind]"
-THING = "[size] [colour] [object]"
+FRIEND = "[friend] the [friend_kind]"
+THING = "[colour] [object]"
 
 TABLES: dict[str, list[str]] = {
     "opening": [
@@ -37,100 +36,96 @@ TABLES: dict[str, list[str]] = {
         "In a house [home] lived a " + HERO + ".",
     ],
     "trait": [
-        "shy", "jolly", "curious", "merry", "gentle", "sleepy", "busy", "tidy", "dreamy", "quiet", "lonely",
-        "happy",
+        "shy", "jolly", "curious", "merry", "gentle", "sleepy", "busy", "quiet",
     ],
     "home": [
-        "by the sea", "near the river", "behind the mill", "beside the lake", "across the bridge",
-        "next to the school", "above the bakery", "over the toy shop", "at the end of the road",
+        "by the sea", "near the river", "behind the mill", "beside the lake", "next to the school", "above the bakery",
     ],
-    "weather": ["sunny", "windy", "warm", "cold", "bright", "cloudy", "misty"],
+    "weather": [
+        "sunny", "windy", "warm", "cold", "cloudy",
+    ],
     "weekday": ["Monday", "Saturday", "Sunday", "Friday", "Tuesday", "Thursday", "Wednesday"],
     "wish": [
-        'One [weather] [weekday], {he} (said|sighed|whispered), '
+        'One [weather] [weekday], {hero} (said|sighed|whispered), '
         '"I (want|need|wish for) a ' + THING + ' [my_purpose]."',
-        "On a [weather] [weekday], {he} (wanted|wished for|dreamed of) a " + THING + " [his_purpose].",
+        "On a [weather] [weekday], {hero} (wanted|wished for|dreamed of) a " + THING + " [his_purpose].",
         "It was a [weather] [weekday]. "
-        '"(If only|I wish) I had a ' + THING + ' [my_purpose]," {he} (said|sighed).',
+        '"(If only|I wish) I had a ' + THING + ' [my_purpose]," (said|sighed) {hero}.',
     ],
-    "size": ["little", "big", "new", "tiny", "pretty", "shiny", "fine", "lovely", "lucky"],
-    "colour": ["red", "blue", "yellow", "green", "golden", "white", "pink", "purple", "silver", "brown"],
+    "colour": [
+        "red", "blue", "yellow", "green", "golden", "white", "pink", "silver",
+    ],
     "object": [
-        "kite", "ball", "hat", "drum", "lantern", "flag", "scarf", "cup", "bell", "crown", "whistle", "flute",
-        "ribbon", "spoon", "puppet", "blanket", "coat", "mitten", "necklace", "feather",
+        "kite", "ball", "hat", "drum", "lantern", "flag", "scarf", "bell", "crown", "whistle", "puppet", "blanket",
     ],
     "relative": [
-        "mother", "grandmother", "father", "sister", "grandfather", "brother", "teacher", "aunt", "cousin",
-        "uncle",
+        "mother", "grandmother", "father", "sister", "grandfather", "brother",
     ],
-    "event": ["party", "fair", "picnic", "parade", "school play", "big dance"],
+    "event": [
+        "party", "fair", "picnic", "parade",
+    ],
     "meeting": [
-        "Just then, " + FRIEND + " came (by|along) with [number] [snack].",
-        "So {he} (went to|ran to|told) " + FRIEND + ", who had [number] [snack].",
-        "A friend, " + FRIEND + ", heard {him} and put down [number] [snack].",
-        "Next door, " + FRIEND + " was (washing|packing|carrying) [number] [snack].",
+        "Just then, " + FRIEND + " came (by|along) with some [snack].",
+        "So {hero} (went to|ran to|told) " + FRIEND + ", who had a bag of [snack].",
+        "A friend, " + FRIEND + ", heard {hero} and put down the [snack].",
+        "Next door, " + FRIEND + " was (washing|packing|carrying) [snack].",
     ],
     "friend": FRIENDS,
-    "looks": ["old", "wise", "young", "small", "round", "tall", "plump", "friendly"],
     "friend_kind": [
-        "duck", "owl", "frog", "hedgehog", "squirrel", "turtle", "otter", "beaver", "crow", "badger",
+        "duck", "owl", "frog", "hedgehog", "squirrel", "turtle", "otter", "crow",
     ],
-    "number": ["three", "five", "four", "six", "ten", "seven", "eight", "nine"],
-    "snack": ["apples", "berries", "cookies", "nuts", "plums", "buns", "pears", "carrots", "cherries"],
+    "snack": [
+        "apples", "berries", "cookies", "nuts", "plums", "buns",
+    ],
     "advice": [
-        '"[look] [place]," (said|called) {friend}. "[saying]!"',
-        'And {friend} (said|told {him}), "[saying]. [look] [place]."',
+        '"[look] [place]," (said|called) {friend}. "[saying], {hero}!"',
+        'And {friend} (said|told {him}), "[saying], {hero}. [look] [place]."',
         'With a (smile|wink|nod), {friend} said, "[saying]. [look] [place]."',
     ],
     "look": ["Let us look", "I saw one", "We could look", "Come and look", "There is one"],
     "place": [
-        "in the meadow", "at the farm", "in the orchard", "at the castle", "in the garden",
-        "near the windmill", "by the church", "in the valley", "at the market", "in the forest",
-        "behind the barn", "at the crossroads",
+        "in the meadow", "at the farm", "in the garden", "at the castle", "by the church", "at the market", "in the forest", "behind the barn",
     ],
     "saying": [
-        "Small steps make long roads", "Two are braver than one", "Every lock has a key",
-        "Kind words open doors", "The sun follows the rain", "Tall trees were small once",
-        "Good things take time", "Slow feet still get there", "A friend is the best map",
-        "Friends make work light",
+        "Small steps make long roads", "Two are braver than one", "Every lock has a key", "Kind words open doors", "The sun follows the rain", "Good things take time",
     ],
     "journey": [
-        "Soon they (saw|found) the {object},",
+        "Soon {hero} and {friend} (saw|found) the {object},",
         "At last they (saw|found) the {object},",
-        "They (walked|hurried|skipped|marched) (there|side by side) and (saw|found) the {object},",
+        "So {hero} and {friend} (walked|hurried|skipped|marched) there and (saw|found) the {object},",
         "There was the {object},",
     ],
     "reaction": [
         '"(Oh no|Oh dear|How sad)!" (said|cried|sighed) {hero}.',
         "Poor {hero} [felt].",
         "At first, {hero} [felt].",
-        'Then {friend} (said|whispered), "[cheer]."',
+        'Then {friend} (said|whispered), "[cheer], {hero}."',
     ],
     "felt": ["felt sad", "felt like crying", "wanted to go home", "felt small", "sighed"],
     "cheer": [
         "Do not worry", "We can do it", "Do not give up", "I have a plan", "Let us think", "I will help",
     ],
     "praise": [
-        '"(How {virtue}|You were so {virtue}|What a {virtue} {kind})!" (said|cheered|cried) {friend}.',
-        "Proudly, {friend} called {him} a {virtue} {kind}.",
-        "With a hug, {friend} called {him} a {virtue} {kind}.",
+        '"(How {virtue} you are, {hero}|You were so {virtue}, {hero}|What a {virtue} {kind})!" '
+        "(said|cheered|cried) {friend}.",
+        "Proudly, {friend} called {hero} a {virtue} {kind}.",
     ],
     "gift": [
         "That (evening|night), {hero} gave the {colour} {object} to {his} {relative}, who [thanked].",
-        "When {hero} gave {his} {relative} the {size} {colour} {object}, "
+        "When {hero} gave {his} {relative} the {colour} {object}, "
         "there were (hugs|smiles|happy tears).",
-        "Later, {hero}'s {relative} took the {size} {colour} {object} and [thanked].",
+        "Later, {hero}'s {relative} took the {colour} {object} and [thanked].",
     ],
     "thanked": ["smiled and smiled", "hugged {him} tight", "laughed with joy", "kissed {him}", "sang a song"],
     "toy": [
         "That (evening|day), {hero} played with the {colour} {object} until [late].",
         "Then {hero} and {friend} played with the {colour} {object} until [late].",
-        "The {size} {colour} {object} belonged to {hero} now, and {he} played until [late].",
+        "The {colour} {object} belonged to {hero} now, and {he} played until [late].",
     ],
     "late": ["bedtime", "the moon came up", "the stars came out", "supper was ready"],
     "show": [
         "At the {event}, (everyone|the whole town|even the mayor) "
-        "[admired] {hero} and the {size} {colour} {object}.",
+        "[admired] {hero} and the {colour} {object}.",
         "When {hero} took the {colour} {object} to the {event}, (everyone|the whole town) (clapped|cheered).",
     ],
     "admired": ["clapped for", "loved", "talked about", "smiled at"],
@@ -139,8 +134,8 @@ TABLES: dict[str, list[str]] = {
         "After that, the {barrier} never (seemed|looked) so {hard} again.",
         "Then {hero} and {friend} ate the last of the {snack} and (watched the sky|told jokes|fell asleep).",
         "From then on, every {weather} {weekday} made {hero} think of the {barrier}.",
-        "And the {trait} {kind} (slept well|was happy|smiled) that night in the house {home}.",
-        "Every {weekday}, {hero} still meets {friend} the {looks} {friend_kind} {place}.",
+        "And {hero} the {trait} {kind} (slept well|was happy|smiled) that night in the house {home}.",
+        "Every {weekday}, {hero} still meets {friend} the {friend_kind} {place}.",
     ],
 }
 
@@ -167,42 +162,25 @@ TROUBLES = [
         ("brave", "They sang a song, and {hero} ran in and carried the {object} out."),
         ("careful", "With a candle, {hero} went in, step by step, and found it."),
     ]),
-    ("gate", "high", "but it was behind a high gate with a lock.", [
-        ("patient", "They looked under every stone until {hero} found the key."),
-        ("polite", "So {hero} knocked and said please, and a farmer opened the gate."),
-        ("clever", "With a stick, {hero} pulled the {object} out under the gate."),
-    ]),
     ("dog", "big", "but a big dog was guarding it.", [
-        ("kind", "Gently, {hero} gave the dog two of the {number} {snack}, and it wagged its tail."),
+        ("kind", "Gently, {hero} gave the dog some {snack}, and it wagged its tail."),
         ("patient", "They waited until the dog went to sleep."),
         ("polite", 'So {hero} asked the dog, "Please may we have it?" The dog wagged its tail.'),
-    ]),
-    ("bush", "thorny", "but it was stuck in a thorny bush.", [
-        ("careful", "With a stick, {hero} lifted the {object} out, inch by inch."),
-        ("brave", "While {friend} held the thorns, {hero} reached in and got it."),
     ]),
     ("mud", "deep", "but it was stuck in deep mud.", [
         ("clever", "They laid flat stones on the mud, and {hero} picked it up."),
         ("strong", "With a rope, they pulled until the {object} popped out of the mud."),
-    ]),
-    ("fog", "thick", "but a thick fog came and hid it.", [
-        ("patient", "They told stories until the fog was gone."),
-        ("careful", "Step by step, {hero} felt the way and found it again."),
     ]),
     ("rain", "heavy", "but heavy rain began to fall.", [
         ("patient", "They hid until the rain stopped and a rainbow came."),
         ("brave", "Under one umbrella, they ran and got the {object}."),
     ]),
     ("goose", "grumpy", "but a grumpy goose would not let go of it.", [
-        ("kind", "Gently, {hero} gave the goose two of the {number} {snack}, and it let go."),
+        ("kind", "Gently, {hero} gave the goose some {snack}, and it let go."),
         ("funny", "So {hero} told the goose a joke, and it laughed and let go."),
     ]),
     ("hill", "steep", "but it was at the top of a steep hill.", [
-        ("patient", "They ate two of the {number} {snack} and then went up."),
+        ("patient", "They ate some {snack} and then went up."),
         ("strong", "They counted every step up to the {object}."),
-    ]),
-    ("well", "deep", "but it was down in a deep well.", [
-        ("careful", "Slowly, they pulled the bucket up with the {object} inside."),
-        ("clever", "With a hook on a rope, {hero} fished the {object} out."),
     ]),
 ]

@@ -1,9 +1,12 @@
 """Token ids on disk, memory-mapped, made once for each text and tokenizer; knows nothing of batches."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import numpy as np
 from utils.config.schema import DataConfig
 from utils.data.sources import Corpus, load_corpus, source_key
 from utils.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from utils.runs.checkpoints import manifest_digest
 from utils.runtime.files import cache_dir, fsync_folder, sha256_file, write_atomic
 
 FORMAT = 1
@@ -52,7 +56,7 @@ class TokenStore:
 def open_store(config: DataConfig) -> TokenStore:
     """The ids for `config`, from the cache or made now.
 
-    Raises FileNotFoundError or ValueError when the text cannot be used, before anything is written.
+    Raises FileNotFoundError or ValueError when the text cannot be used.
     """
     folder = cache_dir() / "tokens" / f"{config.tokenizer}-{source_key(config)[:32]}"
     store = _load(folder)
@@ -99,15 +103,13 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
             "val_bytes": len(corpus.val.encode()),
             "val_nats": corpus.val_nats,
         }
-        write_atomic(building / "info.json", json.dumps(info, indent=2))
-        # Whoever is first wins; the text decides the bytes, so a second one has made the same.
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(building, folder)
-        fsync_folder(folder.parent)
-    except OSError:
-        if not folder.is_dir():
-            raise
+        write_atomic(building / "info.json", json.dumps({"info": info, "sha256": manifest_digest(info)}, indent=2))
+        with _alone_in(folder.parent):
+            # Whoever is first wins; the text decides the bytes, so a second one has made the same.
+            if _load(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.rename(building, folder)
+                fsync_folder(folder.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -115,10 +117,29 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
 def _load(folder: Path) -> TokenStore | None:
     """The store if it is whole: every file is there and has the bytes that were written."""
     try:
-        info = json.loads((folder / "info.json").read_text())
+        wrapped = json.loads((folder / "info.json").read_text())
+        info = wrapped["info"]
+        if wrapped["sha256"] != manifest_digest(info):
+            return None
         if info["format"] != FORMAT or any(sha256_file(folder / f) != d for f, d in info["files"].items()):
             return None
-        train, val = (np.memmap(folder / f"{part}.bin", dtype=info["dtype"], mode="r") for part in ("train", "val"))
-    except (OSError, ValueError, KeyError):
+        train, val = (_ids(folder / f"{part}.bin", info["dtype"]) for part in ("train", "val"))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return TokenStore(folder, train, val, load_tokenizer(folder), info)
+
+
+def _ids(path: Path, dtype: str) -> np.ndarray:
+    """The ids of a file as a memory map; an empty file cannot be mapped."""
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this block for this folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

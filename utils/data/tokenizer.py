@@ -51,9 +51,9 @@ class Tokenizer:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder. Raises FileNotFoundError, ValueError."""
     path = folder / "tokenizer.json"
-    text = path.read_text(encoding="utf-8")
+    data = path.read_bytes()
     try:
-        return Tokenizer(Backend.from_str(text))
+        return Tokenizer(Backend.from_str(data.decode("utf-8")))
     except Exception as error:  # the library raises bare Exception for a bad file
         raise ValueError(f"{path} is not a tokenizer: {error}") from None
 

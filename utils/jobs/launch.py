@@ -80,8 +80,8 @@ class Job:
 def launch(config: RunConfig, own_session: bool = False) -> Job:
     """Start the worker for `config`, or join the one that is at it; a completed run is left as it is.
 
-    `own_session` lets the worker outlive this process and its terminal. Everything a request can get wrong is
-    looked at first: ValueError or FileNotFoundError leave nothing behind.
+    `own_session` lets the worker outlive this process and its terminal. What a request can get wrong is looked at
+    first: ValueError or FileNotFoundError leave nothing behind.
     """
     run = RunFolder(config.run_dir)
     run.check_settings(config)

@@ -17,7 +17,7 @@ def folder_name(step: int) -> str:
 
 
 def find_checkpoint(root: Path, which: str) -> Path:
-    """The checkpoint called best, latest or by its step; best falls back to latest where nothing was evaluated.
+    """The checkpoint called best, latest or by its step; best is latest where no whole best one is.
 
     Raises FileNotFoundError, naming those there are.
     """
@@ -26,14 +26,14 @@ def find_checkpoint(root: Path, which: str) -> Path:
         found = best_checkpoint(root)
     if which == "latest" or (which == "best" and found is None):
         found, _ = newest_checkpoint(root)
-    elif which.isdigit():
+    elif which.isdecimal():
         wanted = root / folder_name(int(which))
         found = wanted if verify(wanted) is not None else None
     if found is None:
-        steps = [str(int(m[1])) for path in sorted(root.glob("step-*")) if (m := NAME.fullmatch(path.name))]
-        raise FileNotFoundError(
-            f"no whole checkpoint {which!r} in {root}; there are: {', '.join(['best', 'latest', *steps]) if steps else 'none'}"
-        )
+        folders = [path for path in sorted(root.glob("step-*")) if NAME.fullmatch(path.name)]
+        steps = [str(int(path.name[5:])) for path in folders if verify(path) is not None]
+        there = ", ".join(["best", "latest", *steps]) if steps else "none"
+        raise FileNotFoundError(f"no whole checkpoint {which!r} in {root}; there are: {there}")
     return found
 
 
@@ -66,13 +66,15 @@ def verify(folder: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = wrapped["manifest"]
         if manifest_digest(manifest) != wrapped["sha256"]:
             return None
+        if folder.name != folder_name(manifest["step"]):
+            return None
         if {path.name for path in folder.iterdir()} != {*manifest["files"], "MANIFEST.json"}:
             return None
         for name, entry in manifest["files"].items():
             path = folder / name
             if path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest
 

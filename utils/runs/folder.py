@@ -53,7 +53,7 @@ class RunFolder:
                     f"{self.path} holds a run with other settings ({'; '.join(changed)}): "
                     "give the old settings to go on with it, or another --run-dir to start a new run"
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or not all(map(_is_remnant, self.path.iterdir()))):
             raise ValueError(f"{self.path} exists and is not a run folder: choose another --run-dir")
 
     def create(self, config: RunConfig) -> None:
@@ -74,7 +74,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Row, durable: bool = True) -> None:
         """Replace NAME.json in one instant."""
-        write_atomic(self.path / f"{name}.json", json.dumps(value, indent=2) + "\n", durable)
+        finite = {key: _finite(item) for key, item in value.items()}
+        write_atomic(self.path / f"{name}.json", json.dumps(finite, indent=2, allow_nan=False) + "\n", durable)
 
     # -- read by anybody ---------------------------------------------------------------------------
 
@@ -165,6 +166,12 @@ def open_run(path: str | Path) -> RunFolder:
     others = [str(other.path) for other in list_runs(run.path.parent)][:5]
     hint = f"; runs there: {', '.join(others)}" if others else "; no runs there yet: `tbt train` makes one"
     raise FileNotFoundError(f"no run at {path}{hint}")
+
+
+def _is_remnant(path: Path) -> bool:
+    """Whether this is what `create` leaves when it is killed before the settings have their name."""
+    is_empty = path.name == "checkpoints" and path.is_dir() and not any(path.iterdir())
+    return is_empty or path.name.startswith("config.yaml.tmp-")
 
 
 def _finite(value: Any) -> Any:

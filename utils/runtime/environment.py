@@ -45,8 +45,11 @@ def environment() -> dict[str, Any]:
 
 
 def _git(folder: Path, *words: str) -> str:
+    # Set by git for its hooks: they would name another repository than the folder's.
+    other = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"}
+    own = {name: value for name, value in os.environ.items() if name not in other}
     result = subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True, env=own
     )
     return result.stdout.strip()
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 
@@ -32,7 +33,7 @@ def write_atomic(path: Path, data: bytes | str, durable: bool = True) -> None:
 
     `durable` also puts them on the disk before the rename, so that a power cut keeps one of the two.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         if durable:

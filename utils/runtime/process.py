@@ -20,7 +20,8 @@ def _start(pid: int) -> str | None:
     # The command's name, in brackets, may hold spaces: fields are counted from behind it.
     text = _read(f"/proc/{pid}/stat")
     if text:
-        return text.rpartition(")")[2].split()[19]
+        fields = text.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # a zombie is dead: nobody has asked yet how it ended
     if Path("/proc/self/stat").exists():
         return None
     try:  # macOS has no /proc: all we can tell is whether the pid is in use

@@ -40,7 +40,7 @@ def escape(text: str) -> str:
 def count(number: float) -> str:
     """1234567 -> "1.23M": three digits that can be read."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
+        if abs(number) >= 0.9995 * limit:  # what would be rounded up to 1000 of the smaller unit
             return f"{number / limit:.3g}{unit}"
     return f"{number:.3g}"
 

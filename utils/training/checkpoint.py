@@ -30,9 +30,7 @@ class Checkpointer:
     def __init__(self, root: Path, model_config: ModelConfig, tokenizer: Tokenizer, keep_last: int = 2) -> None:
         self.root, self.model_config, self.tokenizer, self.keep_last = root, model_config, tokenizer, keep_last
 
-    def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-    ) -> Path:
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`; when this returns, it is on the disk and has been read back.
 
         Raises ValueError for weights that are not finite: those are never saved.

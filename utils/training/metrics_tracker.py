@@ -67,7 +67,9 @@ class MetricsTracker:
         """
         row: dict[str, Any] = {"epoch": epoch}
         for part, metrics in (("train", train_metrics), ("val", val_metrics)):
-            known = {"perplexity": self.compute_perplexity(metrics["loss"]), **metrics} if "loss" in metrics else metrics
+            known = (
+                {"perplexity": self.compute_perplexity(metrics["loss"]), **metrics} if "loss" in metrics else metrics
+            )
             row |= {f"{part}/{key}": known[key] for key in (*EPOCH_KEYS, *known) if key in known}
         row |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm, "epoch_duration": epoch_duration}
         row |= _gpu()

@@ -139,7 +139,9 @@ class Trainer:
             self.recorder.train(
                 step,
                 **{"train/loss": loss, "train/perplexity": perplexity(loss), "gradient_norm": norm},
-                learning_rate=rate, tokens=step * self.tokens_per_step, tokens_per_second=speed,
+                learning_rate=rate,
+                tokens=step * self.tokens_per_step,
+                tokens_per_second=speed,
             )
         self.recorder.state(**self._state(), tokens_per_second=speed)
 

@@ -29,7 +29,7 @@ from utils.data.stories import (
     write_story,
 )
 
-PINNED = "0fa10d7b215a39d67945b1bf3bf589f2efb8d70139c7550362d5e6a1ff08432b"
+PINNED = "2bd616aca732be7216d89cc7c792bb1fcc9de6b0e24fa01e069fa3a06c45f92b"
 Choice = tuple[Options, int]
 
 
@@ -221,9 +221,9 @@ def test_a_wrong_character_is_found_where_it_is() -> None:
     ("pattern", "others"),
     [
         (r"named (\w+)", words.GIRLS + words.BOYS),
-        (r"(\w+) the \w+ \w+,? (?:came|was|who|heard|had)", words.FRIENDS),
+        (r"(\w+) the \w+,? (?:came|was|who|heard|had)", words.FRIENDS),
         (r"(?:saw|found|was) the (\w+), but", words.TABLES["object"]),
-        (rf" a (?:{'|'.join(words.TABLES['size'])}) (\w+)", words.TABLES["colour"]),
+        (rf" a ({'|'.join(words.TABLES['colour'])}) ", words.TABLES["colour"]),
     ],
     ids=["hero", "friend", "object", "colour"],
 )
@@ -259,7 +259,7 @@ def test_a_story_has_its_shape_and_size(texts: list[str]) -> None:
 
 def test_the_vocabulary_is_small(texts: list[str]) -> None:
     vocabulary = set(re.findall(r"[a-z]+", " ".join(texts).lower()))
-    assert 350 < len(vocabulary) <= 500
+    assert 250 < len(vocabulary) <= 500
 
 
 def test_hero_and_friend_differ() -> None:

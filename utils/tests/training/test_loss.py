@@ -15,7 +15,10 @@ def test_sum_over_counted_tokens_equals_the_textbook():
     labels[0, :3] = IGNORE
     total, count = token_loss(logits, labels)
     by_hand = -sum(
-        F.log_softmax(logits[b, t], -1)[labels[b, t]].item() for b in range(3) for t in range(5) if labels[b, t] != IGNORE
+        F.log_softmax(logits[b, t], -1)[labels[b, t]].item()
+        for b in range(3)
+        for t in range(5)
+        if labels[b, t] != IGNORE
     )
     assert count == 12
     assert total.item() == pytest.approx(by_hand, rel=1e-5)

@@ -41,8 +41,8 @@ def test_a_run_folder_tells_everything(finished: Path):
     assert "torch" in run.read_json("environment")["packages"]
     assert [row["step"] for row in run.metrics() if row["kind"] == "train"] == list(range(1, 13))
     assert [row["step"] for row in run.metrics() if row["kind"] == "val"] == [4, 8, 12]
-    assert [event["event"] for event in run.events()][0] == "started"
-    assert [event["event"] for event in run.events()][-1] == "finished"
+    events = [event["event"] for event in run.events()]
+    assert (events[0], events[-1]) == ("started", "finished")
     assert set(samples_of(finished)) == {6, 12}
 
 
