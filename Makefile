@@ -1,5 +1,7 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Needs Python 3.11 to 3.13.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/ready
 
@@ -9,8 +11,8 @@ setup: $(READY)
 
 # torch first and by itself, so that nothing else chooses a version of it.
 $(READY): pyproject.toml requirements.txt constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo "error: Python 3.11 to 3.13 is needed; name one with: make PYTHON=python3.12" >&2; exit 2; }
+	@$(or $(PYTHON),false) -c '$(FITS)' || \
+		{ echo "error: Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.12 names one" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

@@ -64,8 +64,10 @@ class DataConfig(Section):
     """How much of the stories to write, in characters (source=stories)."""
     seed: int = Field(0, ge=0)
     """Which stories are written (source=stories)."""
-    tokenizer: Literal["char", "byte"] = "char"
-    """What a token is: a character seen in the training text, or a UTF-8 byte."""
+    tokenizer: Literal["char", "byte", "bpe"] = "bpe"
+    """What a token is: a character seen in the training text, a UTF-8 byte, or (bpe) a common piece of a word."""
+    vocab_size: int = Field(1024, ge=257)
+    """How many tokens the tokenizer may have, 256 of them bytes (tokenizer=bpe)."""
     seq_len: int = Field(256, ge=1)
     """Length of one training example, in tokens; at most model.shape.block_size."""
     val_fraction: float = Field(0.05, gt=0.0, lt=1.0)

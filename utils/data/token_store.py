@@ -58,11 +58,12 @@ def open_store(config: DataConfig) -> TokenStore:
 
     Raises FileNotFoundError or ValueError when the text cannot be used.
     """
-    folder = cache_dir() / "tokens" / f"{config.tokenizer}-{source_key(config)[:32]}"
+    kind = f"{config.tokenizer}{config.vocab_size}" if config.tokenizer == "bpe" else config.tokenizer
+    folder = cache_dir() / "tokens" / f"{kind}-{source_key(config)[:32]}"
     store = _load(folder)
     if store is None:
         corpus = load_corpus(config)
-        tokenizer = build_tokenizer(config.tokenizer, corpus.train)
+        tokenizer = build_tokenizer(config.tokenizer, corpus.train, config.vocab_size)
         _write(folder, corpus, tokenizer)
         store = _load(folder)
         if store is None:

@@ -1,10 +1,10 @@
 """Text to token ids and back, by Hugging Face's tokenizers library; knows nothing of models or files of text."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a char tokenizer makes of a character it never saw
@@ -29,8 +29,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; nothing is added to it."""
-        pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
-        encoded = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+        encoded = self._backend.encode_batch_fast(list(pieces(text)), add_special_tokens=False)
         return [token for piece in encoded for token in piece.ids]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -58,12 +57,29 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"{path} is not a tokenizer: {error}") from None
 
 
-def build_tokenizer(kind: str, text: str) -> Tokenizer:
-    """The tokenizer `data.tokenizer` names, for this training text: "char" or "byte"."""
-    return {"char": _char, "byte": _byte}[kind](text)
+def build_tokenizer(kind: str, text: str, vocab_size: int = 0) -> Tokenizer:
+    """The tokenizer `data.tokenizer` names, made for this training text: char, byte or bpe.
+
+    `vocab_size` is the most tokens a bpe may have; 256 of them are the bytes, so no text is unknown to it.
+    """
+    return {"char": _char, "byte": _byte, "bpe": _bpe}[kind](text, vocab_size)
 
 
-def _char(text: str) -> Tokenizer:
+def pieces(text: str) -> Iterator[str]:
+    """The text in parts of about PIECE characters, cut before a word: no token reaches over such a cut."""
+    start = 0
+    while len(text) - start > PIECE:
+        space = text.rfind(" ", start + 1, start + PIECE)
+        # A run of spaces is one pre-token; only a space between two words is a safe place.
+        while space > start and (text[space - 1].isspace() or text[space + 1].isspace()):
+            space = text.rfind(" ", start + 1, space)
+        end = space if space > start else start + PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _char(text: str, _vocab_size: int) -> Tokenizer:
     vocabulary = {character: i for i, character in enumerate(sorted(set(text) | {UNKNOWN}))}
     backend = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -71,13 +87,29 @@ def _char(text: str) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def _byte(_text: str) -> Tokenizer:
+def _byte(_text: str, _vocab_size: int) -> Tokenizer:
+    return Tokenizer(_byte_level(models.BPE(_byte_vocabulary(), []), use_regex=False))
+
+
+def _bpe(text: str, vocab_size: int) -> Tokenizer:
+    # Byte-level, as in GPT-2: a word with the space before it becomes one token if it comes often enough.
+    backend = _byte_level(models.BPE(), use_regex=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(pieces(text), trainer)
+    return Tokenizer(backend)
+
+
+def _byte_level(model: models.Model, use_regex: bool) -> Backend:
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _byte_vocabulary() -> dict[str, int]:
     # The library writes bytes as printable characters: those that are printable as themselves, the
     # other 68 as the characters from 256 on (Radford et al. 2019, GPT-2). Here id = value of the byte.
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     other = (chr(256 + i) for i in range(256 - len(printable)))
-    vocabulary = {chr(byte) if byte in printable else next(other): byte for byte in range(256)}
-    backend = Backend(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    return Tokenizer(backend)
+    return {chr(byte) if byte in printable else next(other): byte for byte in range(256)}

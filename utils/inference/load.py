@@ -14,7 +14,7 @@ from utils.runs.checkpoints import find_checkpoint
 from utils.runs.folder import open_run
 from utils.runtime.device import pick_device
 
-PREVIEW_VOCAB = 256  # tokens; what a preset's model is built with before any text was seen
+PREVIEW_VOCAB = 256  # tokens; what a preset's model is built with before any text was seen, if nothing says more
 
 
 def model_folder(path: Path, checkpoint: str = "best") -> Path:
@@ -37,9 +37,10 @@ def open_model(name: str) -> tuple[nn.Module, str]:
     Raises FileNotFoundError naming presets and runs where there is nothing of that name.
     """
     if name in preset_names():
-        config = load_config(name).model
-        vocab_size = config.shape.vocab_size or PREVIEW_VOCAB
-        return load_model(config, vocab_size), f"{name} ({config.kind}, {vocab_size} tokens)"
+        preset = load_config(name)
+        known = preset.data.vocab_size if preset.data.tokenizer == "bpe" else PREVIEW_VOCAB
+        vocab_size = preset.model.shape.vocab_size or known
+        return load_model(preset.model, vocab_size), f"{name} ({preset.model.kind}, {vocab_size} tokens)"
     try:
         model, config = load_model_folder(model_folder(Path(name)))
     except FileNotFoundError as error:

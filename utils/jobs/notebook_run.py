@@ -56,7 +56,11 @@ def run_notebook(path: Path, out: Path | None = None) -> int:
     """
     notebook = _read(path)
     client = StreamingClient(
-        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.resolve().parent)}}
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # or the kernel says how it is connected
+        resources={"metadata": {"path": str(path.resolve().parent)}},
     )
     code = 0
     with client.setup_kernel(), _interrupts(client) as received:

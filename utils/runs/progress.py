@@ -23,7 +23,9 @@ def above_floor(state: dict[str, Any]) -> str:
     best, floor = state.get("best_val_loss"), state.get("entropy_floor")
     if best is None or floor is None:
         return ""
-    return f"{best - floor:.2f} nats per token above the best possible ({floor:.2f})"
+    gap, characters = best - floor, state.get("characters_per_token", 1.0)
+    per_character = "" if characters == 1.0 else f" ({gap / characters:.3f} per character)"
+    return f"{gap:.2f} nats per token{per_character} above the best possible"
 
 
 def outcome(state: dict[str, Any], status: str) -> str:

@@ -23,6 +23,8 @@ from utils.training.checkpoint import Checkpointer, load_checkpoint
 from utils.training.seed_manager import set_deterministic
 from utils.training.trainer import Progress, Trainer, TrainResult
 
+SAMPLE_TEMPERATURE = 0.7  # for the samples during training: they show what was learned, not how wild it can be
+
 
 def run_training(config: RunConfig, stop: Callable[[], int | None] = lambda: None) -> TrainResult:
     """Train what `config` says into `config.run_dir`, going on from its newest good checkpoint if it has one.
@@ -100,6 +102,7 @@ def _start_or_resume(trainer: Trainer, recorder: Recorder, store: TokenStore, ch
         total_steps=trainer.total_steps,
         device=describe(trainer.device),
         entropy_floor=store.entropy_floor,
+        characters_per_token=store.info["val_characters"] / len(store.val),
         message=None,
     )
 
@@ -135,7 +138,9 @@ def _sampler(store: TokenStore, config: RunConfig, recorder: Recorder) -> Callab
 
     def sample(trainer: Trainer) -> None:
         seed = derive_seed(t.seed, "sample", trainer.progress.step) % 2**32
-        pieces = generate_text(trainer.model, store.tokenizer, t.sample_prompt, t.sample_tokens, seed=seed)
+        pieces = generate_text(
+            trainer.model, store.tokenizer, t.sample_prompt, t.sample_tokens, SAMPLE_TEMPERATURE, seed=seed
+        )
         recorder.event("sample", step=trainer.progress.step, text=t.sample_prompt + "".join(pieces))
 
     return sample

@@ -35,8 +35,8 @@ def test_what_is_not_known_is_left_out(state, text):
 @pytest.mark.parametrize(
     ("state", "text"),
     [
-        ({"best_val_loss": 0.75, "entropy_floor": 0.5}, "0.25 nats per token above the best possible (0.50)"),
-        ({"best_val_loss": 0.5, "entropy_floor": 0.0}, "0.50 nats per token above the best possible (0.00)"),
+        ({"best_val_loss": 0.75, "entropy_floor": 0.5}, "0.25 nats per token above the best possible"),
+        ({"best_val_loss": 0.5, "entropy_floor": 0.0}, "0.50 nats per token above the best possible"),
         ({"best_val_loss": 0.75}, ""),
         ({"entropy_floor": 0.5}, ""),
         ({"best_val_loss": 0.75, "entropy_floor": None}, ""),
@@ -51,7 +51,7 @@ def test_outcome():
     state = {"step": 800, "best_val_loss": 0.75, "best_step": 700, "entropy_floor": 0.5}
     assert outcome(state, "completed") == (
         "completed at step 800, best validation loss 0.7500 at step 700: "
-        "0.25 nats per token above the best possible (0.50)"
+        "0.25 nats per token above the best possible"
     )
     assert outcome({**state, "entropy_floor": None}, "interrupted") == (
         "interrupted at step 800, best validation loss 0.7500 at step 700"

@@ -32,6 +32,7 @@ CHANGES = {
     "data.size": ["30000"],
     "data.seed": ["1"],
     "data.tokenizer": ["char"],
+    "data.vocab_size": ["300", "data.tokenizer=bpe"],
     "data.seq_len": ["8"],
     "data.val_fraction": ["0.2"],
     "train.max_steps": ["9"],
