@@ -64,7 +64,7 @@ class DataSummary:
     def _repr_html_(self) -> str:
         from html import escape
 
-        text = f'<pre style="white-space:pre-wrap;max-width:80ch">{escape(self.text().strip())} ...</pre>'
+        text = f'<div style="white-space:pre-wrap;max-width:84ch;margin:6px 0">{escape(self.text().strip())} ...</div>'
         return self.table()._repr_html_() + text + self.example()._repr_html_()
 
 

@@ -30,16 +30,17 @@ THING = "[colour] [object]"
 
 TABLES: dict[str, list[str]] = {
     "opening": [
-        "Once there was a " + HERO + ", who lived [home].",
-        "Once upon a time, a " + HERO + " lived [home].",
-        "Long ago, a " + HERO + " lived [home].",
-        "In a house [home] lived a " + HERO + ".",
+        "Once there was a " + HERO + ". {hero} lived [home].",
+        "Once upon a time, there was a " + HERO + ". {hero} lived [home].",
+        "Long ago there lived a " + HERO + ". {hero}'s house was [home].",
+        "In a house [home] lived a " + HERO + ". Everyone loved {hero}.",
     ],
     "trait": [
         "shy", "jolly", "curious", "merry", "gentle", "sleepy", "busy", "quiet",
     ],
     "home": [
-        "by the sea", "near the river", "behind the mill", "beside the lake", "next to the school", "above the bakery",
+        "by the sea", "near the river", "behind the mill", "beside the lake", "next to the school",
+        "above the bakery",
     ],
     "weather": [
         "sunny", "windy", "warm", "cold", "cloudy",
@@ -56,7 +57,8 @@ TABLES: dict[str, list[str]] = {
         "red", "blue", "yellow", "green", "golden", "white", "pink", "silver",
     ],
     "object": [
-        "kite", "ball", "hat", "drum", "lantern", "flag", "scarf", "bell", "crown", "whistle", "puppet", "blanket",
+        "kite", "ball", "hat", "drum", "lantern", "flag", "scarf", "bell", "crown", "whistle", "puppet",
+        "blanket",
     ],
     "relative": [
         "mother", "grandmother", "father", "sister", "grandfather", "brother",
@@ -65,10 +67,10 @@ TABLES: dict[str, list[str]] = {
         "party", "fair", "picnic", "parade",
     ],
     "meeting": [
-        "Just then, " + FRIEND + " came (by|along) with some [snack].",
-        "So {hero} (went to|ran to|told) " + FRIEND + ", who had a bag of [snack].",
-        "A friend, " + FRIEND + ", heard {hero} and put down the [snack].",
-        "Next door, " + FRIEND + " was (washing|packing|carrying) [snack].",
+        "Just then, " + FRIEND + " came (by|along). {friend} had some [snack].",
+        "So {hero} (went to|ran to|told) " + FRIEND + ". {friend} had a bag of [snack].",
+        "A friend, " + FRIEND + ", heard {hero}. {friend} put down the [snack].",
+        "Next door lived " + FRIEND + ". {friend} was (washing|packing|carrying) [snack].",
     ],
     "friend": FRIENDS,
     "friend_kind": [
@@ -84,10 +86,12 @@ TABLES: dict[str, list[str]] = {
     ],
     "look": ["Let us look", "I saw one", "We could look", "Come and look", "There is one"],
     "place": [
-        "in the meadow", "at the farm", "in the garden", "at the castle", "by the church", "at the market", "in the forest", "behind the barn",
+        "in the meadow", "at the farm", "in the garden", "at the castle", "by the church",
+        "at the market", "in the forest", "behind the barn",
     ],
     "saying": [
-        "Small steps make long roads", "Two are braver than one", "Every lock has a key", "Kind words open doors", "The sun follows the rain", "Good things take time",
+        "Small steps make long roads", "Two are braver than one", "Every lock has a key",
+        "Kind words open doors", "The sun follows the rain", "Good things take time",
     ],
     "journey": [
         "Soon {hero} and {friend} (saw|found) the {object},",

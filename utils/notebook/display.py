@@ -11,7 +11,7 @@ from utils.runs.overview import overview
 from utils.runs.progress import outcome, progress_line
 from utils.runtime.table import Table
 
-PRE = "white-space:pre-wrap;max-width:84ch;line-height:1.45;font-size:13px;margin:4px 0"
+PROSE = "white-space:pre-wrap;max-width:84ch;line-height:1.45;font-size:13px;margin:4px 0"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Text:
 
     def _repr_html_(self) -> str:
         prompt = f"<b>{html.escape(self.prompt.lstrip())}</b>"
-        return f'<pre style="{PRE}">{prompt}{html.escape(self.text)}</pre>'
+        return f'<div style="{PROSE}">{prompt}{html.escape(self.text)}</div>'
 
 
 @dataclass(frozen=True)

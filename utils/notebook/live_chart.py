@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 WIDTH, HEIGHT = 720, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 110, 16, 40  # margins, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 56, 126, 16, 40  # margins, in pixels
 TRAIN, VAL, FLOOR = "#9db7e0", "#2563eb", "#d97706"  # readable on white and on black
 MOST_POINTS = 300
 Point = tuple[float, float]  # step, loss in nats per token

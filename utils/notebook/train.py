@@ -58,6 +58,6 @@ def _follow(job: Job, handle: object, view: RunView) -> None:
     shown, drawn = None, 0.0
     for run in job.watch():
         step = run.state().get("step")
-        if step != shown and time.monotonic() - drawn >= REDRAW:
+        if job.alive() and step != shown and time.monotonic() - drawn >= REDRAW:
             handle.update(Frame(view, view.line()))  # type: ignore[attr-defined]
             shown, drawn = step, time.monotonic()
