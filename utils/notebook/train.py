@@ -20,7 +20,7 @@ def train(config: RunConfig) -> RunView:
     """
     job = launch(config, own_session=True)
     view = RunView(job.run)
-    handle = display(Frame(view, "starting ..."), display_id=True)
+    handle = display(Frame(view, "starting ..."), display_id=True) or Nowhere()
     try:
         _follow(job, handle, view)
     except KeyboardInterrupt:
@@ -39,6 +39,13 @@ class Interrupted(KeyboardInterrupt):
 
     def _render_traceback_(self) -> list[str]:
         return [f"{self}. Run this cell again to go on; the cells below work with what was saved."]
+
+
+class Nowhere:
+    """The display of a plain Python process, where nothing shown can be changed."""
+
+    def update(self, shown: object) -> None:
+        """Show nothing."""
 
 
 class Frame:

@@ -197,7 +197,7 @@ def test_yes_is_not_a_number(word):
         ("train.max_steps=-1", "train.max_steps=-1: input should be greater than or equal to 0"),
         ("train.beta1=1", "train.beta1=1: input should be less than 1"),
         ("train.deterministic=2", "train.deterministic=2: input should be a valid boolean"),
-        ("data.tokenizer=bpe", "data.tokenizer='bpe': input should be 'char' or 'byte'"),
+        ("data.tokenizer=word", "data.tokenizer='word': input should be 'char', 'byte' or 'bpe'"),
         ("data.size=999", "data.size=999: input should be greater than or equal to 1000"),
         ("train=3", "train is a group of settings, not one value (given: 3)"),
         ("model.shape=big", "model.shape is a group of settings, not one value (given: 'big')"),
@@ -265,7 +265,7 @@ def test_an_unknown_setting_comes_with_the_nearest_known_one(given, meant):
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("train.block_size", "model.shape.block_size"), ("data.vocab_size", "model.shape.vocab_size")]
+    ("given", "meant"), [("train.block_size", "model.shape.block_size"), ("train.vocab_size", "data.vocab_size")]
 )
 def test_a_known_name_in_the_wrong_group_is_nearer_than_a_similar_name(given, meant):
     assert problems_of(f"{given}=64") == [f"unknown setting {given}: did you mean {meant}?"]

@@ -7,7 +7,8 @@ from utils.data.stories import write_stories
 from utils.data.tokenizer import PIECE, Tokenizer, build_tokenizer, pieces
 
 NASTY = [
-    "", " ", "\n\n \t", "😀 e\u0301 \0\r\n ", "don't  stop", "日本語のテキスト", "x" * 300, "a\u00a0b\u2028c", "\ufeff\ufffd",
+    "", " ", "\n\n \t", "😀 e\u0301 \0\r\n ", "don't  stop", "日本語のテキスト", "x" * 300,
+    "a\u00a0b\u2028c", "\ufeff\ufffd",
 ]  # fmt: skip
 
 

