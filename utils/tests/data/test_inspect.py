@@ -14,7 +14,9 @@ TEXT = '<b>Tom & "Jerry"</b>\n' + "one\ttwo\\ é\n" * 200
 def summary(tmp_path, monkeypatch):
     monkeypatch.setenv("TBT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a&b.txt").write_text(TEXT, encoding="utf-8")
-    return inspect_data(DataConfig(tokenizer="char", source="text", path=str(tmp_path / "a&b.txt"), seq_len=32, val_fraction=0.1))
+    return inspect_data(
+        DataConfig(tokenizer="char", source="text", path=str(tmp_path / "a&b.txt"), seq_len=32, val_fraction=0.1)
+    )
 
 
 def test_the_numbers_are_those_of_the_store(summary):
