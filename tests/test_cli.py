@@ -17,7 +17,7 @@ from utils.tests.tiny import TINY, weights_hash
 TRAIN = ("train", "--preset", "debug", *TINY)
 
 
-def test_help_is_quick_and_imports_no_torch(tbt):
+def test_help_imports_no_torch(tbt):
     code = "import sys; import utils.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
     got = tbt("--help")
@@ -160,3 +160,33 @@ def test_secrets_do_not_reach_the_worker(tbt, tmp_path: Path):
     assert "OMP_NUM_THREADS" in log
     found = [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
     assert found == []
+
+
+def test_nohup_is_heard(tmp_path: Path):
+    words = (*TRAIN, "train.max_steps=600", "train.save_every=0", "train.eval_every=0", "train.sample_every=0")
+    command = ["nohup", sys.executable, "-m", "utils", *words, "--run-dir", "runs/a"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+    metrics = tmp_path / "runs/a/metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_a_wrong_request_in_the_background_is_told(tbt, tmp_path: Path):
+    got = tbt(*TRAIN, "--background", "model.shape.vocab_size=9", "--run-dir", "runs/a")
+    assert got.returncode == 2
+    assert "smaller than the tokenizer's vocabulary" in got.stderr
+    assert not (tmp_path / "runs/a").exists()
+
+
+def test_a_loss_that_explodes_is_no_traceback(tbt):
+    explode = ("train.learning_rate=1e30", "train.min_lr=0", "train.grad_clip=0", "train.warmup_steps=0")
+    for how in ((), ("--inline",)):
+        got = tbt(*TRAIN, *explode, *how, "--run-dir", f"runs/{len(how)}")
+        assert got.returncode == 1
+        assert got.stderr.startswith("error: ")
+        assert "Traceback" not in got.stderr

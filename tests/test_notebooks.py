@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -122,7 +124,7 @@ def run_notebook(checkout: Path, name: str = "training.ipynb", **environment: st
     return subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_make_run_streams_and_leaves_the_run_the_notebook_and_a_page(checkout: Path):
+def test_a_notebook_in_the_terminal_streams_and_leaves_the_run_itself_and_a_page(checkout: Path):
     got = run_notebook(checkout)
     assert got.returncode == 0, got.stdout + got.stderr
     (run,) = list_runs(checkout / "runs")
@@ -168,3 +170,48 @@ def test_own_text_trains_too(checkout: Path):
     got = run_notebook(checkout, "own.ipynb")
     assert got.returncode == 0, got.stdout + got.stderr
     assert len(list_runs(checkout / "runs")) == 2
+
+
+def small_notebook(folder: Path, *cells: str) -> Path:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    folder.mkdir()
+    nbformat.write(notebook, folder / "small.ipynb")
+    return folder / "small.ipynb"
+
+
+def test_a_notebook_elsewhere_leaves_everything_beside_its_own_run(tbt, tmp_path: Path):
+    path = small_notebook(
+        tmp_path / "sub", "from pathlib import Path; Path('runs/z').mkdir(parents=True); print('run: runs/z')"
+    )
+    got = tbt("notebook", "run", path.relative_to(tmp_path))
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.splitlines()[-1] == "run: sub/runs/z"
+    assert (tmp_path / "sub/runs/z/small.html").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_kernel_that_dies_is_an_error_and_what_ran_is_kept(tbt, tmp_path: Path):
+    path = small_notebook(tmp_path / "sub", "print('before')", "import os; os._exit(9)")
+    got = tbt("notebook", "run", path)
+    assert got.returncode == 1
+    assert "Traceback" not in got.stderr
+    assert "before" in (tmp_path / "sub/runs/notebooks/small.html").read_text()
+
+
+def test_an_interrupt_saves_training_and_stops_run_all(checkout: Path):
+    environment = {**os.environ, "PYTHONPATH": str(checkout), **FAST}
+    environment["TBT_SET"] += " train.max_steps=100000 train.save_every=0 train.eval_every=0 train.sample_every=0"
+    words = [sys.executable, "-m", "utils", "notebook", "run", "training.ipynb"]
+    process = subprocess.Popen(
+        words, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(run.state().get("step") for run in list_runs(checkout / "runs")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    (run,) = list_runs(checkout / "runs")
+    assert run.status() == "interrupted"
+    assert len(list(run.checkpoints.glob("step-*"))) == 1
+    assert "## 6. Look" not in output

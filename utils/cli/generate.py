@@ -8,7 +8,10 @@ import typer
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, a checkpoint or a model folder.")],
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN_OR_FOLDER]", help="A run, checkpoint or model folder; default: the latest run."),
+    ] = None,
     prompt: Annotated[str, typer.Option("--prompt", help="The text to go on from.")] = "\n",
     max_new_tokens: Annotated[int, typer.Option(min=0, help="How much to write, in tokens.")] = 400,
     temperature: Annotated[
@@ -18,14 +21,15 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest tokens that share this probability.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="Which of a run's checkpoints: best, latest or a step.")] = "best",
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it is written.")] = True,
 ) -> None:
     """Let a trained model write."""
     from utils.inference.complete import complete
+    from utils.runs.folder import latest_run
 
-    pieces = complete(model, prompt, max_new_tokens, temperature, top_k, top_p, seed, checkpoint)
+    pieces = complete(model or latest_run().path, prompt, max_new_tokens, temperature, top_k, top_p, seed, checkpoint)
     if not stream:
         pieces = iter(["".join(pieces)])
     sys.stdout.write(prompt)

@@ -29,11 +29,10 @@ def main() -> None:
     """Run one command. A user's mistake is a message and exit code 2, never a traceback (unless TBT_DEBUG=1)."""
     try:
         app(prog_name="tbt")
-    except (ValueError, FileNotFoundError) as error:
+    except BrokenPipeError:  # `tbt ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("TBT_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # `tbt ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(2 if isinstance(error, ValueError | FileNotFoundError | BlockingIOError) else 1)

@@ -5,12 +5,12 @@ import time
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from utils.jobs.launch import Job
 from utils.runs.folder import Row, RunFolder
 from utils.runs.progress import outcome, progress_line
-from utils.runtime.table import count
+from utils.runtime.table import count, duration
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, when nothing was evaluated in between
 
@@ -18,10 +18,12 @@ PLAIN_EVERY = 5.0  # seconds between plain lines, when nothing was evaluated in 
 def follow(job: Job) -> int:
     """Show a run until it ends, say how it ended; gives back the exit code."""
     view: View = BarView() if sys.stdout.isatty() else PlainView()
-    view.open(job.run)
-    for run in job.watch():
-        view.show(run.state())
-    view.close()
+    try:
+        view.open(job.run)
+        for run in job.watch():
+            view.show(run.state())
+    finally:
+        view.close()  # or the terminal keeps its cursor hidden
     code, words = job.result()
     if words:
         print(f"error: {words}", file=sys.stderr)
@@ -30,7 +32,7 @@ def follow(job: Job) -> int:
         return code
     print(outcome(job.run.state(), job.run.status()))
     if code:
-        print("The same command goes on from the last checkpoint.", file=sys.stderr)
+        print("`tbt train` with the same settings goes on from the last checkpoint.", file=sys.stderr)
     print(f"run: {job.run.path}")
     return code
 
@@ -80,7 +82,6 @@ class BarView:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
             console=Console(),
         )
 
@@ -97,6 +98,8 @@ class BarView:
         numbers = [f"{name} {state[key]:{form}}" for name, key, form in named if state.get(key) is not None]
         if state.get("tokens_per_second"):
             numbers.append(f"{count(state['tokens_per_second'])} tok/s")
+        if state.get("eta_seconds"):
+            numbers.append(f"{duration(state['eta_seconds'])} left")
         self._progress.update(
             self._task, total=state["total_steps"], completed=state["step"], numbers="  ".join(numbers)
         )

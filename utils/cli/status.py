@@ -16,13 +16,10 @@ def status(
     json: Json = False,
 ) -> None:
     """How one run stands. Exit code 1 if it failed."""
-    from utils.runs.folder import list_runs, open_run
+    from utils.runs.folder import latest_run, open_run
     from utils.runs.progress import outcome, progress_line
 
-    recent = list_runs("runs")
-    if run is None and not recent:
-        raise FileNotFoundError("no runs in runs/ yet: `tbt train` makes one")
-    folder = recent[0] if run is None else open_run(run)
+    folder = latest_run() if run is None else open_run(run)
     if watch:
         from utils.cli.progress import follow
         from utils.jobs.launch import Job

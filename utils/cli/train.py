@@ -3,11 +3,14 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from utils.cli.options import ConfigFile, Overrides, Preset, read_config
+
+if TYPE_CHECKING:
+    from utils.jobs.launch import Job
 
 
 def train(
@@ -41,9 +44,20 @@ def train(
     from utils.jobs.launch import launch
 
     job = launch(settings, own_session=background)
-    if background:
+    if background and job.started():
         print(f"run: {job.run.path}")
         return
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: job.send(number))
+    pass_signals_on(job)
     sys.exit(follow(job))
+
+
+def pass_signals_on(job: "Job") -> None:
+    """Let INT, TERM and HUP reach the worker, which saves and leaves; what is ignored (nohup) stays ignored."""
+
+    def handle(number: int, frame: object) -> None:
+        print("stopping after this step ...", file=sys.stderr)
+        job.send(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)

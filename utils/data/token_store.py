@@ -16,8 +16,7 @@ import numpy as np
 from utils.config.schema import DataConfig
 from utils.data.sources import Corpus, load_corpus, source_key
 from utils.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
-from utils.runs.checkpoints import manifest_digest
-from utils.runtime.files import cache_dir, fsync_folder, sha256_file, write_atomic
+from utils.runtime.files import cache_dir, fsync_folder, sha256_file, sha256_json, write_atomic
 
 FORMAT = 1
 
@@ -86,12 +85,17 @@ def _check_length(store: TokenStore, seq_len: int) -> None:
 
 
 def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    except OSError as error:
+        raise ValueError(f"the cache {folder.parent} cannot be written ({error.strerror}): set TBT_CACHE") from None
     try:
         kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         for name, text in (("train", corpus.train), ("val", corpus.val)):
-            np.asarray(tokenizer.encode(text), dtype=kind).tofile(building / f"{name}.bin")
+            with (building / f"{name}.bin").open("wb") as file:
+                for ids in tokenizer.encode_parts(text):
+                    np.asarray(ids, dtype=kind).tofile(file)
         tokenizer.save(building)
         files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
         info = {
@@ -104,7 +108,7 @@ def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
             "val_bytes": len(corpus.val.encode()),
             "val_nats": corpus.val_nats,
         }
-        write_atomic(building / "info.json", json.dumps({"info": info, "sha256": manifest_digest(info)}, indent=2))
+        write_atomic(building / "info.json", json.dumps({"info": info, "sha256": sha256_json(info)}, indent=2))
         with _alone_in(folder.parent):
             # Whoever is first wins; the text decides the bytes, so a second one has made the same.
             if _load(folder) is None:
@@ -120,7 +124,7 @@ def _load(folder: Path) -> TokenStore | None:
     try:
         wrapped = json.loads((folder / "info.json").read_text())
         info = wrapped["info"]
-        if wrapped["sha256"] != manifest_digest(info):
+        if wrapped["sha256"] != sha256_json(info):
             return None
         if info["format"] != FORMAT or any(sha256_file(folder / f) != d for f, d in info["files"].items()):
             return None

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what a char tokenizer makes of a character it never saw
-PIECE = 1 << 16  # characters per call: one call on a whole book is slow and holds the GIL
+PIECE = 1 << 16  # characters the library gets as one text: one call on a whole book is slow
+BATCH = 16  # pieces it works on at once, on all cores
 
 
 class Tokenizer:
@@ -29,8 +31,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; nothing is added to it."""
-        encoded = self._backend.encode_batch_fast(list(pieces(text)), add_special_tokens=False)
-        return [token for piece in encoded for token in piece.ids]
+        return [token for part in self.encode_parts(text) for token in part]
+
+    def encode_parts(self, text: str) -> Iterator[list[int]]:
+        """The same ids in parts, for a text whose ids would fill the memory."""
+        waiting = pieces(text)
+        while batch := list(islice(waiting, BATCH)):
+            for encoded in self._backend.encode_batch_fast(batch, add_special_tokens=False):
+                yield encoded.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -66,7 +74,10 @@ def build_tokenizer(kind: str, text: str, vocab_size: int = 0) -> Tokenizer:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """The text in parts of about PIECE characters, cut before a word: no token reaches over such a cut."""
+    """The text in parts of at most PIECE characters, cut before a word, where no token reaches over the cut.
+
+    A text without single spaces is cut anywhere: the ids are right all the same, but some tokens are shorter.
+    """
     start = 0
     while len(text) - start > PIECE:
         space = text.rfind(" ", start + 1, start + PIECE)

@@ -19,7 +19,7 @@ from utils.runs.lock import is_locked
 from utils.runtime.process import is_same
 
 POLL = 0.2  # seconds
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|AUTH|KEY|_PAT$|_URL$|_DSN$", re.IGNORECASE)
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,6 +29,7 @@ class Job:
 
     run: RunFolder
     child: subprocess.Popen[bytes] | None = None
+    is_new: bool = False  # whether the run folder was made for this job
 
     def alive(self) -> bool:
         """Whether the worker still runs."""
@@ -45,36 +46,37 @@ class Job:
         else:
             yield self.run
 
+    def started(self) -> bool:
+        """Wait until the worker trains; False if it ended before it did."""
+        return any(run.state().get("status") == "running" for run in self.watch())
+
     def send(self, number: int) -> None:
         """Pass a signal on to the worker: INT, TERM and HUP make it save and leave."""
         if self.child is not None:
             self.child.send_signal(number)
-        else:
-            process = self.run.state().get("process", {})
-            if is_same(process):  # never a stranger that was given the same pid
-                os.kill(process["pid"], number)
+        elif is_locked(self.run.path) and is_same(process := self.run.state().get("process", {})):
+            os.kill(process["pid"], number)  # never a stranger that was given the same pid
 
     def result(self) -> tuple[int, str]:
         """Exit code (0 completed, 1 failed, 2 wrong request, 128 + n by signal n) and, if it failed, why.
 
-        Call it when `watch` has ended. A run whose request turned out to be wrong before it began is removed.
+        Call it when `watch` has ended. A run that this launch began is removed if its request was wrong.
         """
         if self.child is None:
             code = {"completed": 0, "failed": 1}.get(self.run.status(), 128 + signal.SIGINT)
-        else:
-            code = self.child.wait()
-            code = code if code >= 0 else 128 - code
+            return code, str(self.run.state().get("message") or "it failed") if code == 1 else ""
+        code = self.child.wait()
+        if code < 0:
+            return 128 - code, f"the worker was killed by {signal.Signals(-code).name} (was there too little memory?)"
         words = self._last_words() if code in (1, 2) else ""
-        if code == 2 and not self.run.state():
+        if code == 2 and self.is_new:
             shutil.rmtree(self.run.path, ignore_errors=True)
         return code, words
 
     def _last_words(self) -> str:
-        try:
-            lines = self.run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        except FileNotFoundError:
-            lines = []
-        return (lines[-1] if lines else "the worker left no word").removeprefix("error: ")
+        """What follows the last `error: ` of the log, where a worker says why it failed."""
+        text = self.run.log.read_text(encoding="utf-8", errors="replace")
+        return f"\n{text}".rpartition("\nerror: ")[2].strip() or "the worker left no word"
 
 
 def launch(config: RunConfig, own_session: bool = False) -> Job:
@@ -85,7 +87,8 @@ def launch(config: RunConfig, own_session: bool = False) -> Job:
     """
     run = RunFolder(config.run_dir)
     run.check_settings(config)
-    open_store(config.data)
+    run.check_data(open_store(config.data).fingerprint)
+    is_new = not run.exists()
     run.create(config)
     if is_locked(run.path) or run.status() == "completed":
         return Job(run)
@@ -93,11 +96,12 @@ def launch(config: RunConfig, own_session: bool = False) -> Job:
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with run.log.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "utils.jobs.worker", str(run.path)],
+            # -P: a file of the user's own named utils.py or queue.py in this folder is not ours
+            [sys.executable, "-P", "-m", "utils.jobs.worker", str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
             start_new_session=own_session,
         )
-    return Job(run, child)
+    return Job(run, child, is_new)

@@ -12,7 +12,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
 UPDATE_EVERY = 5.0  # seconds between lines of a display that changes, such as a progress line
@@ -69,11 +69,18 @@ def run_notebook(path: Path, out: Path | None = None) -> int:
                 if cell.cell_type == "markdown":
                     print("".join(f"{line}\n" for line in cell.source.splitlines() if line.startswith("#")))
                 client.execute_cell(cell, index)
-        except CellExecutionError as error:
-            print(f"error: a cell of {path} failed\n{error}" if not received else "interrupted", file=sys.stderr)
-            code = 128 + received[0] if received else 1
-    run = client.runs[-1] if client.runs else None
-    _write(notebook, out or Path(run or "runs/notebooks"), path.stem)
+                if received:  # between two cells a kernel does not hear it
+                    break
+        except (CellExecutionError, DeadKernelError) as error:
+            if not received:
+                print(f"error: a cell of {path} failed\n{error}", file=sys.stderr)
+            code = 1
+    if received:
+        print("interrupted", file=sys.stderr)
+        code = 128 + received[0]
+    # The notebook names its run as seen from its own folder.
+    run = Path(os.path.relpath(path.parent / client.runs[-1])) if client.runs else None
+    _write(notebook, out or run or path.parent / "runs" / "notebooks", path.stem)
     if run:
         print(f"run: {run}")
     return code

@@ -5,36 +5,42 @@ Exit codes: 0 done, 1 failed, 2 the request was wrong, 75 another process has th
 
 import sys
 import traceback
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.runs.folder import RunFolder
+from utils.runs.lock import RunLock
+from utils.runtime.process import identity
+from utils.training.interrupt import StopSignal
+
+if TYPE_CHECKING:
+    from utils.training.trainer import TrainResult
 
 BUSY = 75  # EX_TEMPFAIL
 
 
 def main(folder: str) -> int:
-    """Train the run whose config.yaml lies in `folder`; what goes wrong is the last line of stderr."""
-    from utils.runs.folder import RunFolder
-    from utils.training.interrupt import StopSignal
-
-    with StopSignal() as stop:
+    """Train the run whose config.yaml lies in `folder`; what goes wrong is in state.json and ends stderr."""
+    run, lock = RunFolder(folder), RunLock(RunFolder(folder).path)
+    if not lock.acquire():
+        print(f"error: {run.path} is being written by another process", file=sys.stderr)
+        return BUSY
+    with lock, StopSignal() as stop:
+        # Before torch is imported, which takes seconds: who looks sees a run that is alive, and whom to signal.
+        run.write_json("state", {**run.state(), "status": "queued", "process": identity(), "message": None})
         try:
-            from utils.training.run import run_training  # here, so that a signal during torch's import counts
-
-            config = RunFolder(folder).config().model_copy(update={"run_dir": str(Path(folder))})
-            result = run_training(config, stop)
-        except BlockingIOError as error:
-            return _say(error, BUSY)
-        except (ValueError, FileNotFoundError) as error:
+            result = _train(run, stop, lock)
+        except Exception as error:  # the process's edge: the launcher sees only the code, the state and the log
             traceback.print_exc()
-            return _say(error, 2)
-        except Exception as error:  # the process's edge: the launcher only sees the code and the log
-            traceback.print_exc()
-            return _say(error, 1)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            run.write_json("state", {**run.state(), "status": "failed", "message": str(error)})
+            return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
     return 0 if result.signal is None else 128 + result.signal
 
 
-def _say(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return code
+def _train(run: RunFolder, stop: StopSignal, lock: RunLock) -> "TrainResult":
+    from utils.training.run import run_training
+
+    return run_training(run.config().model_copy(update={"run_dir": str(run.path)}), stop, lock)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """How large a model is, and what training it costs; reads any nn.Module and runs none."""
 
-import html
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,6 +7,7 @@ from torch import nn
 
 from utils.config.schema import ModelShape
 from utils.models.folder import unwrap
+from utils.runtime.table import Table
 
 BYTES_FP32 = 4
 BYTES_TRAINING = 16  # in fp32: the weight, its gradient, and AdamW's two moments
@@ -48,42 +48,26 @@ class ModelSummary:
         """The same as plain numbers, strings and lists, ready for JSON."""
         return asdict(self)
 
-    def _rows(self) -> list[tuple[str, str, str]]:
+    def table(self) -> Table:
+        """The parts, and what the whole costs."""
         rows = []
         for part in self.parts:
             all_tied = part.tied_to and not part.parameters
-            count = f"tied to {part.tied_to}" if all_tied else f"{part.parameters:,}"
-            rows.append((part.name, part.kind, count))
-        return [*rows, ("total", "", f"{self.parameters:,}")]
-
-    def _facts(self) -> list[tuple[str, str]]:
-        return [
-            ("trainable", f"{self.trainable:,}"),
-            ("weights", f"{self.weights_mb:,.1f} MB in fp32"),
-            ("training", f"{self.training_mb:,.1f} MB + activations (weights, gradients, AdamW)"),
-            ("compute", f"{self.flops_per_token / 1e6:,.1f} MFLOP per token, forward + backward"),
+            rows.append((part.name, part.kind, f"tied to {part.tied_to}" if all_tied else f"{part.parameters:,}"))
+        rows += [
+            ("all parameters", "tied ones once", f"{self.parameters:,}"),
+            ("trainable", "", f"{self.trainable:,}"),
+            ("weights", "in fp32", f"{self.weights_mb:,.1f} MB"),
+            ("training", "weights, gradients, AdamW; activations come on top", f"{self.training_mb:,.1f} MB"),
+            ("compute", "per token, forward + backward", f"{self.flops_per_token / 1e6:,.1f} MFLOP"),
         ]
+        return Table(rows, title=self.name, right=2)
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        names, kinds, counts = (max(len(row[column]) for row in rows) for column in range(3))
-        names = max(names, max(len(name) for name, _ in self._facts()))
-        table = [f"{a:<{names}}  {b:<{kinds}}  {c:>{counts}}" for a, b, c in rows]
-        rule = "-" * len(table[0])
-        facts = [f"{name:<{names}}  {value}" for name, value in self._facts()]
-        return "\n".join([self.name, rule, *table[:-1], rule, table[-1], *facts])
+        return repr(self.table())
 
     def _repr_html_(self) -> str:
-        def line(name: str, *cells: str) -> str:
-            return f'<tr><th style="text-align:left">{html.escape(name)}</th>{"".join(cells)}</tr>'
-
-        def cell(text: str, align: str = "left", span: int = 1) -> str:
-            return f'<td style="text-align:{align}" colspan="{span}">{html.escape(text)}</td>'
-
-        rows = [line(name, cell(kind), cell(count, "right")) for name, kind, count in self._rows()]
-        facts = [line(name, cell(value, span=2)) for name, value in self._facts()]
-        body = "".join(rows + facts)
-        return f"<table><caption>{html.escape(self.name)}</caption>{body}</table>"
+        return self.table()._repr_html_()
 
 
 def summarize(model: nn.Module, name: str = "") -> ModelSummary:

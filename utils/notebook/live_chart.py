@@ -31,7 +31,7 @@ def loss_chart(rows: Sequence[dict[str, Any]], floor: float | None = None, last_
         parts.append(f'<path d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}" stroke="{FLOOR}" stroke-dasharray="5 4"/>')
     parts.append(_line(thin(train), x, y, TRAIN, 1.5))
     parts.append(_line(val, x, y, VAL, 2))
-    parts += [_dot(point, x, y) for point in thin(val, 60)]
+    parts += [_dot(point, x, y) for point in thin(val, 60) if point[1] > 0]
     parts += _labels(train, val, floor, y)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" style="max-width:{WIDTH}px" role="img" '

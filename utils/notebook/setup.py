@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
@@ -15,20 +14,7 @@ from utils.runtime.table import Table
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What the notebook runs on, and what was installed for it."""
-
-    rows: tuple[tuple[str, str], ...]
-
-    def __repr__(self) -> str:
-        return str(Table(self.rows))
-
-    def _repr_html_(self) -> str:
-        return Table(self.rows)._repr_html_()
-
-
-def set_up(install: bool = True) -> Setup:
+def set_up(install: bool = True) -> Table:
     """Say what this notebook runs on; with `install`, add the packages of requirements.txt that are missing.
 
     Nothing that is installed is ever moved: the versions that are here are pip's constraints, so an install
@@ -48,7 +34,7 @@ def set_up(install: bool = True) -> Setup:
         ("device", describe(pick_device())),
         ("installed now" if install else "missing", ", ".join(lacking) or "nothing: all is here"),
     )
-    return Setup(rows)
+    return Table(rows)
 
 
 def missing(requirements: Path) -> list[str]:

@@ -9,7 +9,8 @@ from utils.config.schema import RunConfig
 from utils.jobs.launch import Job, launch
 from utils.notebook.display import RunView
 
-REDRAW = 1.0  # seconds
+REDRAW = 1.0  # seconds between two pictures, at least
+SHARE = 20  # times as long as drawing one took: the cores are for training
 
 
 def train(config: RunConfig) -> RunView:
@@ -31,6 +32,8 @@ def train(config: RunConfig) -> RunView:
     handle.update(HTML(""))  # what the cell returns draws the same again
     if words:
         raise (ValueError if code == 2 else RuntimeError)(words)
+    if code:
+        raise Interrupted(view.line())
     return view
 
 
@@ -62,9 +65,10 @@ class Frame:
 
 
 def _follow(job: Job, handle: object, view: RunView) -> None:
-    shown, drawn = None, 0.0
+    shown, next_time = None, 0.0
     for run in job.watch():
-        step = run.state().get("step")
-        if job.alive() and step != shown and time.monotonic() - drawn >= REDRAW:
+        step, begin = run.state().get("step"), time.monotonic()
+        if job.alive() and step != shown and begin >= next_time:
             handle.update(Frame(view, view.line()))  # type: ignore[attr-defined]
-            shown, drawn = step, time.monotonic()
+            shown, end = step, time.monotonic()
+            next_time = end + max(REDRAW, SHARE * (end - begin))  # long runs take longer to draw

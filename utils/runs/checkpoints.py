@@ -1,12 +1,11 @@
 """The checkpoints on disk: which are whole, which is the newest, which is the best. Reads only; no torch."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from utils.runtime.files import sha256_file
+from utils.runtime.files import sha256_file, sha256_json
 
 NAME = re.compile(r"step-(\d{10})")
 
@@ -64,7 +63,7 @@ def verify(folder: Path) -> dict[str, Any] | None:
     try:
         wrapped = json.loads((folder / "MANIFEST.json").read_bytes())
         manifest: dict[str, Any] = wrapped["manifest"]
-        if manifest_digest(manifest) != wrapped["sha256"]:
+        if sha256_json(manifest) != wrapped["sha256"]:
             return None
         if folder.name != folder_name(manifest["step"]):
             return None
@@ -77,8 +76,3 @@ def verify(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """sha256 of a manifest's content, kept beside it so that it can vouch for itself."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -56,6 +56,15 @@ class RunFolder:
         elif self.path.exists() and (not self.path.is_dir() or not all(map(_is_remnant, self.path.iterdir()))):
             raise ValueError(f"{self.path} exists and is not a run folder: choose another --run-dir")
 
+    def check_data(self, fingerprint: str) -> None:
+        """Raise ValueError if the run has seen other text, or the same text cut into other tokens."""
+        known = self.read_json("meta").get("data", fingerprint)
+        if known != fingerprint:
+            raise ValueError(
+                f"{self.path} was trained on other text (fingerprint {known}; the text now gives {fingerprint}): "
+                "bring the old text back to go on with it, or give another --run-dir to start a new run"
+            )
+
     def create(self, config: RunConfig) -> None:
         """Make the folder and write every setting into it, before anything else happens.
 
@@ -166,6 +175,14 @@ def open_run(path: str | Path) -> RunFolder:
     others = [str(other.path) for other in list_runs(run.path.parent)][:5]
     hint = f"; runs there: {', '.join(others)}" if others else "; no runs there yet: `tbt train` makes one"
     raise FileNotFoundError(f"no run at {path}{hint}")
+
+
+def latest_run(root: str | Path = "runs") -> RunFolder:
+    """The run in a folder that was active last. Raises FileNotFoundError if there is none."""
+    runs = list_runs(root)
+    if not runs:
+        raise FileNotFoundError(f"no runs in {root}/ yet: `tbt train` makes one")
+    return runs[0]
 
 
 def _is_remnant(path: Path) -> bool:

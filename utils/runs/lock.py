@@ -40,7 +40,7 @@ class RunLock:
             self._descriptor = None
 
     def __enter__(self) -> "RunLock":
-        if not self.acquire():
+        if self._descriptor is None and not self.acquire():
             raise BlockingIOError(f"{self.path.parent} is being written by another process")
         return self
 

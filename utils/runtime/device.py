@@ -51,7 +51,7 @@ def describe(device: "torch.device") -> str:
 
 
 def cpu_cores() -> int:
-    """Cores this process may use (a container's share, not the machine's)."""
+    """Cores this process may run on (a quota on their time, as some containers have, is not seen)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

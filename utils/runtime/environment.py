@@ -24,6 +24,8 @@ def git_commit(folder: Path | None = None) -> str | None:
     """The commit this code is at, with "+changes" when files differ from it; None outside a git checkout."""
     where = folder or Path(__file__).parents[2]
     try:
+        if folder is None:  # installed inside somebody else's checkout, theirs is not our commit
+            _git(where, "ls-files", "--error-unmatch", "utils/__init__.py")
         commit = _git(where, "rev-parse", "HEAD")
         changed = _git(where, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):

@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 
 def fsync_file(path: Path) -> None:
@@ -50,6 +52,11 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex digest of a JSON value, whatever the order of its keys: kept beside it, so that it can vouch for itself."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def cache_dir() -> Path:

@@ -3,7 +3,10 @@
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
+from itertools import zip_longest
 
+TABLE = "border-collapse:collapse;table-layout:auto;font-size:13px;margin:0"
 CELL = "padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid rgba(128,128,128,.25)"
 
 
@@ -15,21 +18,32 @@ class Table:
     header: Sequence[str] = ()
     title: str = ""
     note: str = ""
+    right: int = -1  # the column whose cells end together, as numbers do
 
     def __repr__(self) -> str:
-        lines = [*([self.header] if self.header else []), *self.rows]
-        widths = [max(len(str(cell)) for cell in column) for column in zip(*lines, strict=True)]
-        text = ["  ".join(str(c).ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        # A cell of several lines takes several lines of the table.
+        lines = [
+            line
+            for row in [*([self.header] if self.header else []), *self.rows]
+            for line in zip_longest(*(str(cell).split("\n") for cell in row), fillvalue="")
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(map(self._padded, line, widths, count_from(0))).rstrip() for line in lines]
         return "\n".join([*([self.title, ""] if self.title else []), *text, *([self.note] if self.note else [])])
+
+    def _padded(self, cell: str, width: int, column: int) -> str:
+        return cell.rjust(width) if column == self.right else cell.ljust(width)
 
     def _repr_html_(self) -> str:
         def line(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f'<{tag} style="{CELL}">{escape(str(c))}</{tag}>' for c in cells) + "</tr>"
+            styles = [CELL + (";text-align:right" if i == self.right else "") for i in range(len(cells))]
+            parts = zip(cells, styles, strict=True)
+            return "<tr>" + "".join(f'<{tag} style="{style}">{escape(str(c))}</{tag}>' for c, style in parts) + "</tr>"
 
         title = f'<div style="font-weight:600;margin:4px 0">{escape(self.title)}</div>' if self.title else ""
         note = f'<div style="opacity:.7;margin:4px 0">{escape(self.note)}</div>' if self.note else ""
         body = (line(self.header, "th") if self.header else "") + "".join(line(row, "td") for row in self.rows)
-        return f'{title}<table style="border-collapse:collapse;font-size:13px">{body}</table>{note}'
+        return f'{title}<table style="{TABLE}">{body}</table>{note}'
 
 
 def escape(text: str) -> str:

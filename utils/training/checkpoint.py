@@ -18,8 +18,8 @@ from torch import nn
 from utils.config.schema import ModelConfig
 from utils.data.tokenizer import Tokenizer
 from utils.models.folder import WEIGHTS_FILE, save_model, unwrap
-from utils.runs.checkpoints import NAME, best_checkpoint, folder_name, manifest_digest, verify
-from utils.runtime.files import fsync_file, fsync_folder, sha256_file, write_atomic
+from utils.runs.checkpoints import NAME, best_checkpoint, folder_name, verify
+from utils.runtime.files import fsync_file, fsync_folder, sha256_file, sha256_json, write_atomic
 
 FORMAT = 1
 
@@ -33,14 +33,14 @@ class Checkpointer:
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`; when this returns, it is on the disk and has been read back.
 
-        Raises ValueError for weights that are not finite: those are never saved.
+        Raises FloatingPointError for weights that are not finite: those are never saved.
         """
         final = self.root / folder_name(step)
         if verify(final) is not None:
             return final
         for name, tensor in unwrap(model).named_parameters():
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} has values that are not finite at step {step}: not saved")
+                raise FloatingPointError(f"{name} has values that are not finite at step {step}: not saved")
         building = self.root / f"{final.name}.tmp-{os.getpid()}"
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(final, ignore_errors=True)  # what is there does not verify
@@ -63,15 +63,24 @@ class Checkpointer:
             self.root / "best.json", json.dumps({"step": step, "val_loss": val_loss, "manifest_sha256": manifest})
         )
 
-    def prune(self) -> None:
-        """Remove all but the newest `keep_last` and the best, and what killed processes left behind."""
-        steps = [int(m[1]) for path in self.root.iterdir() if (m := NAME.fullmatch(path.name))]
+    def prune(self, saved: int) -> None:
+        """Remove all but the newest `keep_last` and the best, now that the checkpoint of step `saved` is on the disk.
+
+        What killed processes left behind goes, too, and so do later checkpoints: a run goes on from its newest
+        good one, so any later than what it has just saved was found damaged.
+        """
+        self._clear()
+        steps = sorted(int(m[1]) for path in self.root.iterdir() if (m := NAME.fullmatch(path.name)))
+        good = [step for step in steps if step <= saved]
         best = best_checkpoint(self.root)
-        for step in sorted(steps)[: -self.keep_last]:
+        for step in {*good[: -self.keep_last], *steps[len(good) :]}:
             folder = self.root / folder_name(step)
             if folder != best:
                 # Renamed first: a half-removed folder must never look like a checkpoint.
                 os.rename(folder, folder.with_name(f"{folder.name}.del"))
+        self._clear()
+
+    def _clear(self) -> None:
         for path in self.root.iterdir():
             if path.suffix == ".del" or path.suffix.startswith(".tmp-"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -125,6 +134,6 @@ def _write_manifest(folder: Path, step: int) -> None:
         files[path.name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     manifest = {"format": FORMAT, "step": step, "files": files}
     path = folder / "MANIFEST.json"
-    path.write_text(json.dumps({"manifest": manifest, "sha256": manifest_digest(manifest)}, indent=2))
+    path.write_text(json.dumps({"manifest": manifest, "sha256": sha256_json(manifest)}, indent=2))
     fsync_file(path)
     fsync_folder(folder)

@@ -24,7 +24,9 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._old = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            # What is ignored stays ignored: nohup does that to HUP.
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._old = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(

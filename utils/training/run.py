@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -26,22 +25,26 @@ from utils.training.trainer import Progress, Trainer, TrainResult
 SAMPLE_TEMPERATURE = 0.7  # for the samples during training: they show what was learned, not how wild it can be
 
 
-def run_training(config: RunConfig, stop: Callable[[], int | None] = lambda: None) -> TrainResult:
+def run_training(
+    config: RunConfig, stop: Callable[[], int | None] = lambda: None, lock: RunLock | None = None
+) -> TrainResult:
     """Train what `config` says into `config.run_dir`, going on from its newest good checkpoint if it has one.
 
-    `stop` is polled; a signal number from it ends the run at the next step, saved. Raises ValueError or
-    FileNotFoundError for a request that cannot be met, BlockingIOError when the folder has another writer.
+    `stop` is polled; a signal number from it ends the run at the next step, saved. `lock` is the run's, where
+    the caller holds it already. Raises ValueError or FileNotFoundError for a request that cannot be met,
+    BlockingIOError when the folder has another writer, others when training fails.
     """
     run = RunFolder(config.run_dir)
     run.check_settings(config)
     store = open_store(config.data)
+    run.check_data(store.fingerprint)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     model_config = resolve_shape(config.model, store.tokenizer.vocab_size)
     run.create(config)
-    with RunLock(run.path):
-        threads = run.read_json("meta").get("threads") or config.train.threads or cpu_cores()
-        torch.set_num_threads(threads)
+    with lock or RunLock(run.path):
+        known = run.read_json("meta").get("made_with", {})
+        torch.set_num_threads(known.get("threads") or config.train.threads or cpu_cores())
         set_deterministic(config.train.deterministic)
         model = load_model(model_config, store.tokenizer.vocab_size, config.train.seed)
         recorder = Recorder(run)
@@ -54,17 +57,17 @@ def run_training(config: RunConfig, stop: Callable[[], int | None] = lambda: Non
             recorder,
             device,
             precision,
-            save=_saver(checkpointer, recorder, store),
+            save=_saver(checkpointer, recorder),
             keep_best=config.checkpoint.keep_best,
             sample=_sampler(store, config, recorder),
             stop=stop,
             floor=store.entropy_floor if not config.train.eval_batches else None,
             bytes_per_token=store.bytes_per_token(),
         )
-        _write_meta(run, config, store, device, precision, threads)
+        level = _write_meta(run, config, store, device, precision)
         try:
-            _start_or_resume(trainer, recorder, store, checkpointer)
-            result = trainer.fit()
+            _start_or_resume(trainer, recorder, store, checkpointer, level)
+            result = _fit(trainer)
         except Exception as error:
             recorder.event("failed", text=str(error))
             recorder.state(status="failed", message=str(error))
@@ -77,7 +80,16 @@ def run_training(config: RunConfig, stop: Callable[[], int | None] = lambda: Non
             recorder.close()
 
 
-def _start_or_resume(trainer: Trainer, recorder: Recorder, store: TokenStore, checkpointer: Checkpointer) -> None:
+def _fit(trainer: Trainer) -> TrainResult:
+    try:
+        return trainer.fit()
+    except ValueError as error:  # the request was good when it began, so this is no mistake of the user
+        raise RuntimeError(f"training failed at step {trainer.progress.step + 1}: {error}") from error
+
+
+def _start_or_resume(
+    trainer: Trainer, recorder: Recorder, store: TokenStore, checkpointer: Checkpointer, level: str
+) -> None:
     folder, damaged = newest_checkpoint(checkpointer.root)
     for bad in damaged:
         recorder.event("damaged", checkpoint=bad.name, text=f"{bad.name} is not whole and was passed over")
@@ -85,41 +97,35 @@ def _start_or_resume(trainer: Trainer, recorder: Recorder, store: TokenStore, ch
         recorder.event("started", total_steps=trainer.total_steps)
     else:
         state = load_checkpoint(folder, trainer.model, trainer.optimizer)
-        if state["data"] != store.fingerprint:
-            raise ValueError(
-                f"{folder} was trained on other text or with another tokenizer (fingerprint {state['data']}, and the "
-                f"text now gives {store.fingerprint}): bring the old text back, or start a new run with --run-dir"
-            )
         trainer.progress = Progress(**state["progress"])
         trainer.scaler.load_state_dict(state["scaler"])
         if trainer.keep_best and trainer.progress.best_step == trainer.progress.step:
             _mark_best(checkpointer, trainer.progress)  # a kill may have come between the checkpoint and its mark
-        recorder.event("resumed", step=trainer.progress.step, checkpoint=folder.name)
+        recorder.event("resumed", step=trainer.progress.step, checkpoint=folder.name, level=level)
     recorder.state(
         urgent=True,
         status="running",
         step=trainer.progress.step,
         total_steps=trainer.total_steps,
         device=describe(trainer.device),
-        entropy_floor=store.entropy_floor,
+        entropy_floor=trainer.floor,
         characters_per_token=store.info["val_characters"] / len(store.val),
         message=None,
     )
 
 
-def _saver(checkpointer: Checkpointer, recorder: Recorder, store: TokenStore) -> Callable[[Trainer, bool], None]:
+def _saver(checkpointer: Checkpointer, recorder: Recorder) -> Callable[[Trainer, bool], None]:
     def save(trainer: Trainer, is_best: bool) -> None:
         recorder.sync()
         state = {
             "progress": asdict(trainer.progress),
             "scaler": trainer.scaler.state_dict(),
-            "data": store.fingerprint,
         }
         step = trainer.progress.step
         checkpointer.save(step, trainer.model, trainer.optimizer, state)
         if is_best:
             _mark_best(checkpointer, trainer.progress)
-        checkpointer.prune()
+        checkpointer.prune(step)
         recorder.event("saved", step=step, best=is_best)
 
     return save
@@ -146,26 +152,32 @@ def _sampler(store: TokenStore, config: RunConfig, recorder: Recorder) -> Callab
     return sample
 
 
-def _write_meta(
-    run: RunFolder, config: RunConfig, store: TokenStore, device: torch.device, precision: str, threads: int
-) -> None:
-    """Write once what this run is and what it was made with."""
-    if run.read_json("meta"):
-        return
-    run.write_json("environment", {**environment(), "device": describe(device)})
-    meta: dict[str, Any] = {
-        "run": run.name,
-        "created": now(),
-        "config_hash": config_hash(config),
-        "git_commit": git_commit(),
+def _write_meta(run: RunFolder, config: RunConfig, store: TokenStore, device: torch.device, precision: str) -> str:
+    """Write once what this run is and was made with; gives back the level at which a resume here goes on.
+
+    exact: the same hardware, software and settings, so bit for bit as if never interrupted. continuous: nothing is
+    skipped or repeated, but sums may be rounded otherwise.
+    """
+    made_with = {
         "torch": torch.__version__,
-        "seed": config.train.seed,
-        "device": device.type,
+        "device": describe(device),
         "precision": precision,
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "data": store.fingerprint,
-        "tokenizer": store.tokenizer.fingerprint,
+        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
     }
-    run.write_json("meta", meta)
+    meta = run.read_json("meta")
+    if not meta:
+        run.write_json("environment", environment())
+        meta = {
+            "run": run.name,
+            "created": now(),
+            "config_hash": config_hash(config),
+            "git_commit": git_commit(),
+            "seed": config.train.seed,
+            "data": store.fingerprint,
+            "tokenizer": store.tokenizer.fingerprint,
+            "made_with": made_with,
+        }
+        run.write_json("meta", meta)
+    return "exact" if made_with["deterministic"] and meta["made_with"] == made_with else "continuous"

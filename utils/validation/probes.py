@@ -70,8 +70,7 @@ def _shape_problem(subject: Subject, batch: int, length: int) -> tuple[str, str]
         return (
             f"{share:.0%} of the logits are NaN or infinite; {_first_nonfinite(subject.model, ids)}",
             "Look at that module: a row of attention in which everything is masked, a division by zero, a "
-            "square root"
-            "or logarithm of a negative number, or weights that already hold NaN are the usual causes.",
+            "square root or logarithm of a negative number, or weights that already hold NaN are the usual causes.",
         )
     return None
 

@@ -130,7 +130,7 @@ class Report:
             f'<p style="margin:0 0 8px;font-size:16px"><strong>{escape(self.title)}</strong> &nbsp;'
             f"{_dot(worst)} <strong>{escape(self.verdict)}</strong> "
             f'<span style="opacity:.75">({escape(self.summary)})</span></p>'
-            '<table style="border-collapse:collapse;width:100%;max-width:1100px;color:currentColor;margin:0">'
+            '<table style="border-collapse:collapse;table-layout:auto;max-width:1100px;color:currentColor;margin:0">'
             f'<thead><tr style="{line}">{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         )
 

@@ -64,7 +64,7 @@ def test_a_killed_worker_is_seen(tmp_path: Path):
     job = launch(tiny_config(tmp_path / "run", *LONG))
     until(lambda: job.run.status() == "running")
     job.child.kill()
-    assert watch(job)[0] == 128 + signal.SIGKILL
+    assert watch(job) == (137, "the worker was killed by SIGKILL (was there too little memory?)")
     assert job.run.status() == "interrupted"
 
 
@@ -121,3 +121,46 @@ def test_launching_imports_no_torch_and_waits_for_no_terminal(tmp_path: Path):
     words = [sys.executable, "-c", code]
     got = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (got.returncode, got.stdout) == (0, "(0, '')\n"), got.stderr
+
+
+def test_a_run_that_was_there_before_is_never_removed(tmp_path: Path):
+    config = tiny_config(tmp_path / "run")
+    watch(launch(config))
+    (tmp_path / "run/state.json").write_text("")  # as a power cut may leave it
+    settings = tmp_path / "run/config.yaml"
+    settings.write_text(settings.read_text().replace("device: auto", "device: mps"))
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"device": "mps"})})
+    assert watch(launch(changed))[0] in (0, 2)
+    assert list((tmp_path / "run/checkpoints").glob("step-*"))
+
+
+def test_files_in_the_users_folder_do_not_stand_in_for_ours(tmp_path: Path):
+    for name in ("utils.py", "queue.py", "random.py"):
+        (tmp_path / name).write_text("raise SystemExit('a file of the user was imported')\n")
+    code = (
+        f"import sys; sys.path = [{str(ROOT)!r}, *filter(None, sys.path)]\n"
+        "from utils.tests.tiny import tiny_config; from utils.jobs.launch import launch\n"
+        "job = launch(tiny_config('run')); list(job.watch()); print(job.result())"
+    )
+    got = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert got.stdout == "(0, '')\n", got.stderr
+
+
+def test_a_run_is_alive_before_torch_is_imported(tmp_path: Path):
+    job = launch(tiny_config(tmp_path / "run", *LONG))
+    seen = []
+    until(lambda: seen.append(job.run.status()) or seen[-1] == "running")
+    assert "queued" in seen
+    assert set(seen[seen.index("queued") :]) == {"queued", "running"}
+    job.send(signal.SIGTERM)
+    assert watch(job)[0] == 143
+
+
+def test_edited_text_is_not_taken_for_the_old(tmp_path: Path):
+    book = tmp_path / "book.txt"
+    book.write_text("the cat sat on the mat\n" * 200)
+    config = tiny_config(tmp_path / "run", "data.source=text", f"data.path={book}")
+    watch(launch(config))
+    book.write_text("the dog sat on the mat\n" * 200)
+    with pytest.raises(ValueError, match="was trained on other text"):
+        launch(config)

@@ -56,7 +56,6 @@ def test_any_module_and_frozen_parts() -> None:
 def test_it_prints_an_aligned_table_and_becomes_json() -> None:
     summary = summarize(build_model("gpt", SHAPE))
     lines = str(summary).splitlines()
-    table = lines[1 : next(i for i, line in enumerate(lines) if line.startswith("total")) + 1]
-    assert len({len(line) for line in table}) == 1
+    assert len({len(line) for line in lines[2:]}) == 1
     assert "tied to token_embedding" in str(summary)
     assert json.loads(json.dumps(summary.to_dict()))["parameters"] == summary.parameters

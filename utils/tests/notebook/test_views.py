@@ -1,5 +1,9 @@
 """What cells show: words for a terminal, HTML for a page, both true to the run folder."""
 
+import os
+import signal
+import threading
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -45,6 +49,11 @@ def test_the_chart_is_a_picture_that_stays_in_its_frame(steps: int, floor: float
 def test_the_chart_is_empty_before_the_first_row_and_ignores_what_is_missing():
     assert loss_chart([]) == ""
     assert loss_chart([{"step": 1, "kind": "train", "train/loss": None}]) == ""
+
+
+def test_a_loss_of_zero_has_no_place_on_a_logarithmic_axis():
+    rows = [{"step": 1, "kind": "val", "val/loss": 1.0}, {"step": 2, "kind": "val", "val/loss": 0.0}]
+    assert loss_chart(rows).count("<circle") == 1
 
 
 def test_the_floor_is_drawn_below_every_loss_above_it():
@@ -106,12 +115,23 @@ def test_settings_come_from_the_preset_the_call_and_the_environment(monkeypatch)
     assert repr(Settings(config)) == f"gpt on stories: {config.run_dir}"
 
 
+def kill_worker_of(run: Path) -> None:
+    while RunFolder(run).status() != "running":
+        time.sleep(0.05)
+    os.kill(RunFolder(run).state()["process"]["pid"], signal.SIGKILL)
+
+
 def test_training_in_a_cell_and_its_errors(tmp_path: Path):
     view = train(tiny_config(tmp_path / "run"))
     assert isinstance(view, RunView)
     assert RunFolder(view.path).status() == "completed"
     with pytest.raises(ValueError, match="smaller than the tokenizer's vocabulary"):
         train(tiny_config(tmp_path / "wrong", "model.shape.vocab_size=9"))
+    killer = threading.Timer(0, kill_worker_of, [tmp_path / "killed"])
+    killer.start()
+    with pytest.raises(RuntimeError, match="killed by SIGKILL"):
+        train(tiny_config(tmp_path / "killed", "train.max_steps=5000", "train.eval_every=0", "train.sample_every=0"))
+    killer.join()
     with pytest.raises(RuntimeError, match="training cannot go on"):
         train(
             tiny_config(

@@ -11,10 +11,10 @@ from utils.runs.checkpoints import (
     best_checkpoint,
     find_checkpoint,
     folder_name,
-    manifest_digest,
     newest_checkpoint,
     verify,
 )
+from utils.runtime.files import sha256_json
 
 FILES = {
     "config.json": b'{"kind": "gpt", "n_layer": 2}',
@@ -34,7 +34,7 @@ def build(root, step, files=FILES):
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
     }
     manifest = {"format": 1, "step": step, "files": entries}
-    text = json.dumps({"manifest": manifest, "sha256": manifest_digest(manifest)}, indent=2)
+    text = json.dumps({"manifest": manifest, "sha256": sha256_json(manifest)}, indent=2)
     (folder / "MANIFEST.json").write_text(text)
     return folder
 
@@ -56,7 +56,7 @@ def test_names_sort_as_steps_do():
 
 
 def test_the_digest_is_that_of_the_sorted_json():
-    assert manifest_digest({"b": 1, "a": 2}) == hashlib.sha256(b'{"a": 2, "b": 1}').hexdigest()
+    assert sha256_json({"b": 1, "a": 2}) == hashlib.sha256(b'{"a": 2, "b": 1}').hexdigest()
 
 
 # -- one checkpoint --------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_a_manifest_of_another_form_is_refused(tmp_path, files):
     folder.mkdir()
     (folder / "config.json").write_bytes(b"x")
     manifest = {"format": 1, "step": 5, "files": files}
-    text = json.dumps({"manifest": manifest, "sha256": manifest_digest(manifest)})
+    text = json.dumps({"manifest": manifest, "sha256": sha256_json(manifest)})
     (folder / "MANIFEST.json").write_text(text)
     assert verify(folder) is None
 

@@ -60,7 +60,7 @@ def test_weights_that_are_not_finite_are_never_saved(checkpointer: Checkpointer)
     model, optimizer = parts()
     with torch.no_grad():
         model.head.weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="not finite at step 3: not saved"):
+    with pytest.raises(FloatingPointError, match="not finite at step 3: not saved"):
         checkpointer.save(3, model, optimizer, {})
     assert list(checkpointer.root.iterdir()) == []
 
@@ -85,7 +85,7 @@ def test_pruning_keeps_the_newest_and_the_best_and_clears_what_kills_left(checkp
             checkpointer.mark_best(2, 0.5)
     for left in ("step-0000000009.tmp-4242", "step-0000000001.del"):
         (checkpointer.root / left).mkdir()
-    checkpointer.prune()
+    checkpointer.prune(4)
     assert sorted(path.name for path in checkpointer.root.iterdir()) == [
         "best.json", "step-0000000002", "step-0000000003", "step-0000000004",
     ]  # fmt: skip
@@ -116,3 +116,17 @@ def test_an_unknown_format_is_refused(checkpointer: Checkpointer):
     (folder / "trainer.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="has format 99; this version reads format 1"):
         load_checkpoint(folder, model, optimizer)
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_pruning_never_removes_the_only_good_one(checkpointer: Checkpointer, keep_last: int):
+    checkpointer.keep_last = keep_last
+    model, optimizer = parts()
+    for step in (30, 31):  # later ones, found damaged
+        (checkpointer.save(step, model, optimizer, {}) / "trainer.json").write_text("{}")
+    checkpointer.save(15, model, optimizer, {})
+    (checkpointer.root / "step-0000000030.del").mkdir()  # left by a killed process
+    (checkpointer.root / "step-0000000030.del/file").write_text("")
+    checkpointer.prune(15)
+    assert [path.name for path in checkpointer.root.iterdir()] == ["step-0000000015"]
+    assert newest_checkpoint(checkpointer.root)[0].name == "step-0000000015"

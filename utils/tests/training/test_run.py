@@ -37,7 +37,7 @@ def test_a_run_folder_tells_everything(finished: Path):
     assert (state["step"], state["total_steps"]) == (12, 12)
     assert state["best_val_loss"] == min(row["val/loss"] for row in run.metrics() if row["kind"] == "val")
     meta = run.read_json("meta")
-    assert {"config_hash", "seed", "threads", "data", "tokenizer", "torch", "created", "git_commit"} <= set(meta)
+    assert {"config_hash", "seed", "data", "tokenizer", "created", "git_commit", "made_with"} <= set(meta)
     assert "torch" in run.read_json("environment")["packages"]
     assert [row["step"] for row in run.metrics() if row["kind"] == "train"] == list(range(1, 13))
     assert [row["step"] for row in run.metrics() if row["kind"] == "val"] == [4, 8, 12]
@@ -65,7 +65,7 @@ def test_the_same_settings_train_the_same_weights(finished: Path, tmp_path: Path
 def test_interrupted_and_resumed_equals_undisturbed(finished: Path, tmp_path: Path, step: int):
     run = tmp_path / "cut"
     result = run_training(tiny_config(run), stop_at(run, step))
-    assert result.status == ("interrupted" if step < 12 else "completed") or step == 12
+    assert result.status == "interrupted"  # at 12, before the last evaluation
     assert run_training(tiny_config(run)).status == "completed"
     assert weights_hash(run) == weights_hash(finished)
     assert metrics_of(run) == metrics_of(finished)
@@ -119,9 +119,8 @@ def test_other_text_is_refused(tmp_path: Path):
     config = tiny_config(tmp_path / "run", "data.source=text", f"data.path={book}")
     run_training(config, stop_at(tmp_path / "run", 5))
     book.write_text("the dog sat on the mat\n" * 200)
-    with pytest.raises(ValueError, match="was trained on other text"):
+    with pytest.raises(ValueError, match=r"was trained on other text.*bring the old text back"):
         run_training(config)
-    assert RunFolder(tmp_path / "run").status() == "failed"
 
 
 def test_a_folder_has_one_writer(tmp_path: Path):
