@@ -22,10 +22,10 @@ run: setup
 	@$(BIN)/tbt notebook run training.ipynb
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -96,7 +96,7 @@ class RunFolder:
         """NAME.json, or {} where there is none yet."""
         try:
             value = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}
 
