@@ -319,7 +319,7 @@ def read_stories(text: str) -> Iterator[Reading]:
 
 def story_nats(text: str) -> float:
     """Exact -log p, in nats, of a text of zero or more whole stories; raises `NotAStory` for any other."""
-    return sum(reading.nats for reading in read_stories(text))
+    return math.fsum(reading.nats for reading in read_stories(text))
 
 
 def read_prefix(text: str) -> int:

@@ -1,4 +1,7 @@
-"""What cells end in: views of a run folder that draw themselves. They read the folder and nothing else."""
+"""What cells end in: views of a run folder that draw themselves. They read the folder and nothing else.
+
+Where no path is given it is the run active last, so that a cell needs nothing from the cells above it.
+"""
 
 import html
 import shutil
@@ -6,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.notebook.live_chart import loss_chart
-from utils.runs.folder import RunFolder, list_runs, open_run
+from utils.runs.folder import RunFolder, latest_run, list_runs, open_run
 from utils.runs.overview import overview
 from utils.runs.progress import outcome, progress_line
 from utils.runtime.table import Table
@@ -62,12 +65,12 @@ class RunView:
         return f'<div style="font-size:13px;margin:4px 0">{words}</div>{alerts}{self.chart()}'
 
 
-def show_run(path: str | Path) -> RunView:
-    """The run at `path`: works while it trains, after it, and after a restart of the kernel."""
-    return RunView(open_run(path))
+def show_run(path: str | Path | None = None) -> RunView:
+    """The run itself: works while it trains, after it, and after a restart of the kernel."""
+    return RunView(_open(path))
 
 
-def show_metrics(path: str | Path) -> Table:
+def show_metrics(path: str | Path | None = None) -> Table:
     """Every evaluation of a run: loss in nats per token, perplexity, accuracy, bits per byte."""
     rows = [
         (
@@ -77,21 +80,21 @@ def show_metrics(path: str | Path) -> Table:
             f"{row['val/accuracy']:.1%}",
             f"{row['val/bits_per_byte']:.3f}",
         )
-        for row in open_run(path).metrics()
+        for row in _open(path).metrics()
         if row["kind"] == "val"
     ]
     return Table(rows, header=("step", "val loss", "perplexity", "next-token accuracy", "bits per byte"))
 
 
-def show_samples(path: str | Path) -> Table:
+def show_samples(path: str | Path | None = None) -> Table:
     """What the model wrote while it was learning, by step."""
-    by_step = {event["step"]: event["text"].strip() for event in open_run(path).events("sample")}
+    by_step = {event["step"]: event["text"].strip() for event in _open(path).events("sample")}
     return Table([(str(step), text) for step, text in sorted(by_step.items())], header=("step", "the model's own text"))
 
 
-def show_files(path: str | Path) -> Table:
+def show_files(path: str | Path | None = None) -> Table:
     """What the run left on disk."""
-    run = open_run(path)
+    run = _open(path)
     files = [(file.relative_to(run.path.parent), file.stat().st_size) for file in run.path.rglob("*") if file.is_file()]
     rows = [(str(name), f"{size:,}") for name, size in sorted(files) if name.name != "run.lock"]
     return Table(rows, header=("file", "bytes"))
@@ -104,3 +107,7 @@ def show_storage(root: str | Path = "runs") -> Table:
     title = f"{folder}: {free / 1e9:,.0f} GB free"
     runs = list_runs(root)
     return replace(overview(runs), title=title) if runs else Table([], title=title, note="No runs yet.")
+
+
+def _open(path: str | Path | None) -> RunFolder:
+    return latest_run() if path is None else open_run(path)

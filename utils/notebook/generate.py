@@ -4,10 +4,11 @@ from pathlib import Path
 
 from utils.inference.complete import complete
 from utils.notebook.display import Text
+from utils.runs.folder import latest_run
 
 
 def generate(
-    path: str | Path,
+    path: str | Path | None = None,
     prompt: str = "\n",
     max_new_tokens: int = 400,
     temperature: float = 0.8,
@@ -16,6 +17,7 @@ def generate(
     seed: int = 0,
     checkpoint: str = "best",
 ) -> Text:
-    """The text that the model of a run (or of a model folder) continues `prompt` with, as `tbt generate` does."""
-    pieces = complete(Path(path), prompt, max_new_tokens, temperature, top_k, top_p, seed, checkpoint)
+    """The text that a run's model, or that of a model folder, continues `prompt` with; the latest run by default."""
+    where = Path(path or latest_run().path)
+    pieces = complete(where, prompt, max_new_tokens, temperature, top_k, top_p, seed, checkpoint)
     return Text("".join(pieces), prompt)

@@ -44,7 +44,8 @@ class Scale:
     """Maps numbers to pixels in a straight line."""
 
     def __init__(self, low: float, high: float, first: float, last: float) -> None:
-        self.low, self.per, self.first = low, (last - first) / ((high - low) or 1), first
+        self.low, self.high, self.first = low, high, first
+        self.per = (last - first) / ((high - low) or 1)
 
     def __call__(self, value: float) -> float:
         return self.first + (value - self.low) * self.per
@@ -70,11 +71,11 @@ def _axes(x: Scale, y: Scale, low: float, high: float) -> list[str]:
         at = y(math.log(mark))
         parts.append(f'<path d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}" stroke="currentColor" stroke-opacity=".15"/>')
         parts.append(_text(LEFT - 8, at + 4, f"{mark:g}", "end"))
-    steps = x.low + (WIDTH - RIGHT - LEFT) / x.per
-    unit = 10 ** math.floor(math.log10(max(1, steps)))
-    every = next(m * unit for m in (0.2, 0.5, 1, 2) if steps / (m * unit) <= 6)
-    for i in range(int(steps / max(1, every)) + 1):
-        parts.append(_text(x(i * max(1, every)), HEIGHT - BOTTOM + 18, f"{i * max(1, every):g}", "middle"))
+    steps = max(1, round(x.high))
+    unit = 10 ** math.floor(math.log10(steps))
+    every = max(1, next(round(m * unit) for m in (0.2, 0.5, 1, 2) if steps / (m * unit) <= 6))
+    for step in range(0, steps + 1, every):
+        parts.append(_text(x(step), HEIGHT - BOTTOM + 18, f"{step:,}", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "step", "middle"))
     parts.append(_text(LEFT - 40, TOP - 4, "loss, nats per token", "start"))
     return parts
