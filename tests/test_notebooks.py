@@ -214,3 +214,18 @@ def test_an_interrupt_saves_training_and_stops_run_all(checkout: Path):
     assert run.status() == "interrupted"
     assert len(list(run.checkpoints.glob("step-*"))) == 1
     assert "## 6. Look" not in output
+
+
+def test_in_an_empty_folder_the_first_cell_fetches_the_code(tmp_path: Path):
+    """As in Colab: only the notebook is there. Real git, told to find the repository's address in this checkout."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: there is nothing to clone")
+    url = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    shutil.copy(ROOT / "template.ipynb", tmp_path)
+    here = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{ROOT}.insteadOf", "GIT_CONFIG_VALUE_0": url}
+    words = [sys.executable, "-m", "utils", "notebook", "run", "template.ipynb"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **here}
+    got = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert got.returncode == 0, got.stdout + got.stderr
+    assert (tmp_path / "utils" / "validation" / "tier1.py").exists()
+    assert "SOUND (11 passed)" in got.stdout
