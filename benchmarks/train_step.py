@@ -14,6 +14,7 @@ import torch
 
 from utils.config.load import load_config
 from utils.data.batches import EvalBatches, TrainBatches
+from utils.data.tasks import TaskBatches
 from utils.data.token_store import open_store
 from utils.models.load import load_model, resolve_shape
 from utils.runs.folder import RunFolder
@@ -29,8 +30,8 @@ def build(kind: str, overrides: list[str], folder: Path) -> Trainer:
     run = RunFolder(folder / kind)
     run.create(config)
     model = load_model(resolve_shape(config.model, store.tokenizer.vocab_size), store.tokenizer.vocab_size)
-    batches = TrainBatches(store.train, config.data.seq_len, config.train.batch_size, config.train.seed)
-    val = EvalBatches(store.val, config.data.seq_len, config.train.batch_size, 1)
+    batches = TaskBatches(TrainBatches(store.train, config.data.seq_len, config.train.batch_size, config.train.seed))
+    val = TaskBatches(EvalBatches(store.val, config.data.seq_len, config.train.batch_size, 1))
     precision = pick_precision(config.train.precision, device)
     return Trainer(model.to(device), config.train, batches, val, Recorder(run), device, precision)
 

@@ -33,6 +33,7 @@ def test_make_knows_the_two_commands():
 
 
 def test_commands_run(tbt, tmp_path: Path):
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "book.txt").write_text("The cat sat on the mat and thought of fish. Once more.\n" * 300)
     assert (
         tbt("train", "--preset", "quickstart", *SMALLER, "data.size=20000", "--run-dir", "runs/quickstart-1").returncode

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from utils.cli.options import Trust
+
 
 def generate(
     model: Annotated[
@@ -23,13 +25,17 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="Which of a run's checkpoints: best, latest or a step.")] = "best",
+    trust_sha256: Trust = "",
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it is written.")] = True,
 ) -> None:
     """Let a trained model write."""
-    from utils.inference.complete import complete
+    from utils.jobs.complete import complete
     from utils.runs.folder import latest_run
 
-    pieces = complete(model or latest_run().path, prompt, max_new_tokens, temperature, top_k, top_p, seed, checkpoint)
+    pieces = complete(
+        model or latest_run().path, prompt, checkpoint=checkpoint, trust_sha256=trust_sha256,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+    )  # fmt: skip
     if not stream:
         pieces = iter(["".join(pieces)])
     sys.stdout.write(prompt)

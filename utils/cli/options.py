@@ -16,6 +16,13 @@ Overrides = Annotated[
         metavar="[key=value]...", help="Settings such as train.max_steps=300: `tbt config fields`.", show_default=False
     ),
 ]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A preset, run or folder; a gist, zip or owner/name of the Hub.")
+]
+Revision = Annotated[str, typer.Option("--revision", help="Commit of a gist or Hub repository; default: the newest.")]
+Trust = Annotated[
+    str, typer.Option("--trust-sha256", help="Consent to run the model.py of this sha256 even where walls are missing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
 

@@ -1,25 +1,16 @@
 """`tbt summary`: the parts of a model and what it costs."""
 
-from typing import Annotated
-
-import typer
-
-from utils.cli.options import Json, print_json
+from utils.cli.options import Json, Model, Revision, Trust, print_json
 
 
-def summary(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A preset, a run, a checkpoint or a model folder.")
-    ] = "quickstart",
-    json: Json = False,
-) -> None:
+def summary(model: Model = "quickstart", revision: Revision = "", trust_sha256: Trust = "", json: Json = False) -> None:
     """A model's parts, parameters, memory and work per token."""
-    from utils.inference.load import open_model
-    from utils.models.summary import summarize
+    from utils.jobs.describe import describe_model
+    from utils.jobs.find_model import find_model
+    from utils.models.summary import summary_from
 
-    net, name = open_model(model)
-    found = summarize(net, name)
+    found = describe_model(find_model(model, revision), trust_sha256)["summary"]
     if json:
-        print_json(found.to_dict())
+        print_json(found)
     else:
-        print(found)
+        print(summary_from(found))

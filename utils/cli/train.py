@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from utils.cli.options import ConfigFile, Overrides, Preset, read_config
+from utils.cli.options import ConfigFile, Overrides, Preset, Trust, read_config
 
 if TYPE_CHECKING:
     from utils.jobs.launch import Job
@@ -22,6 +22,7 @@ def train(
         bool, typer.Option("--background", help="Start the run and leave; `tbt status --watch` shows it.")
     ] = False,
     inline: Annotated[bool, typer.Option("--inline", help="Train in this process, for a debugger.")] = False,
+    trust_sha256: Trust = "",
 ) -> None:
     """Train a model. The same command again goes on with a run that was interrupted.
 
@@ -32,18 +33,24 @@ def train(
     settings = read_config(preset, config, overrides)
     if run_dir is not None:
         settings = settings.model_copy(update={"run_dir": str(run_dir)})
+    if trust_sha256:
+        trusting = settings.model.model_copy(update={"trust_sha256": trust_sha256})
+        settings = settings.model_copy(update={"model": trusting})
     if inline:
+        from utils.jobs.launch import prepare_inline
         from utils.training.interrupt import StopSignal
         from utils.training.run import run_training
 
         with StopSignal() as stop:
-            result = run_training(settings, stop)
+            result = run_training(prepare_inline(settings), stop)
         sys.exit(0 if result.signal is None else 128 + result.signal)
 
     from utils.cli.progress import follow
     from utils.jobs.launch import launch
 
     job = launch(settings, own_session=background)
+    for note in job.notes:
+        print(f"fitted to the model: {note}", file=sys.stderr)
     if background and job.started():
         print(f"run: {job.run.path}")
         return

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+BUILT_IN = ("gpt", "llama", "bdh")  # the kinds of model this package writes itself
 Problem = tuple[tuple[str, ...], str]  # the dotted keys involved, what is wrong and what to do
 
 
@@ -22,7 +23,7 @@ class Section(BaseModel):
 
 
 class ModelShape(Section):
-    """The size of a built-in transformer."""
+    """The size of a built-in transformer; a model from elsewhere (builder, hub, folder) brings its own."""
 
     n_layer: int = Field(4, ge=1)
     """Number of transformer blocks."""
@@ -33,7 +34,7 @@ class ModelShape(Section):
     n_embd: int = Field(128, ge=2)
     """Width of the residual stream, in channels."""
     n_hidden: int = Field(0, ge=0)
-    """Width of the feed-forward layer, in channels; 0 = the kind's usual (gpt 4 x, llama 8/3 x n_embd)."""
+    """Width of the feed-forward layer, in channels (bdh: neurons over all heads); 0 = the kind's usual (gpt 4 x, llama 8/3 x, bdh 128 x n_embd)."""
     block_size: int = Field(256, ge=1)
     """The longest text the model can see, in tokens."""
     vocab_size: int = Field(0, ge=0)
@@ -41,14 +42,22 @@ class ModelShape(Section):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Probability of dropping an activation in training."""
     tie_embeddings: bool = True
-    """Whether the input embedding is also the output layer (saves n_embd x vocab_size parameters)."""
+    """Whether the input embedding is also the output layer (saves n_embd x vocab_size parameters); a bdh never does."""
 
 
 class ModelConfig(Section):
     """Which model is trained."""
 
-    kind: Literal["gpt", "llama"] = "llama"
-    """Architecture: gpt (learned positions, LayerNorm, GELU) or llama (RoPE, RMSNorm, SwiGLU)."""
+    kind: Literal["gpt", "llama", "bdh", "builder", "hub", "folder"] = "llama"
+    """Built in: gpt (learned positions, LayerNorm, GELU), llama (RoPE, RMSNorm, SwiGLU), bdh (linear attention, sparse neurons). From model.ref: builder (model.py + config.json), hub (transformers), folder (a run or checkpoint of ours)."""
+    ref: str = ""
+    """Where the model is: gist id or URL, folder or zip (builder); owner/name or folder (hub); run, checkpoint or model folder (folder)."""
+    revision: str = ""
+    """Which commit of the gist or Hub repository; empty = the newest, which the run then keeps to."""
+    pretrained: bool = True
+    """Whether to begin with the weights published (hub, folder); false = draw new ones from train.seed."""
+    trust_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    """The sha256 of a model.py that may run where its process cannot be walled off (kind=builder): your consent to exactly that file."""
     shape: ModelShape = ModelShape()
     """The size of the model."""
 
@@ -64,12 +73,16 @@ class DataConfig(Section):
     """How much of the stories to write, in characters (source=stories)."""
     seed: int = Field(0, ge=0)
     """Which stories are written (source=stories)."""
+    task: Literal["auto", "causal", "masked", "seq2seq"] = "auto"
+    """What is learned: the next token (causal), hidden tokens (masked), the second half of a text from its first (seq2seq); auto = what the model is made for, and anything else is refused where it is not that."""
+    mask_fraction: float = Field(0.15, gt=0.0, lt=1.0)
+    """Share of tokens to hide and predict (task=masked)."""
     tokenizer: Literal["char", "byte", "bpe"] = "bpe"
     """What a token is: a character seen in the training text, a UTF-8 byte, or (bpe) a common piece of a word."""
     vocab_size: int = Field(1024, ge=257)
-    """How many tokens the tokenizer may have, 256 of them bytes (tokenizer=bpe)."""
+    """How many tokens the tokenizer may have, 256 of them bytes (tokenizer=bpe). A model from elsewhere may lower it to its own table."""
     seq_len: int = Field(256, ge=1)
-    """Length of one training example, in tokens; at most model.shape.block_size."""
+    """Length of one training example, in tokens; at most model.shape.block_size. A model from elsewhere may lower it to its own limit."""
     val_fraction: float = Field(0.05, gt=0.0, lt=1.0)
     """Share of the text, at its end, that is only used for validation."""
 
@@ -163,34 +176,87 @@ class RunConfig(Section):
 
 def disagreements(config: RunConfig) -> list[Problem]:
     """Settings that are each allowed but do not fit together."""
-    m, d, t = config.model.shape, config.data, config.train
+    m, d, t, kind = config.model.shape, config.data, config.train, config.model.kind
+    own = kind in BUILT_IN  # a model from elsewhere has its own shape
+    neurons = m.n_hidden or 128 * m.n_embd
     rules: list[tuple[bool, tuple[str, ...], str]] = [
-        (m.n_embd % m.n_head == 0, ("model.shape.n_embd", "model.shape.n_head"),
-         f"model.shape.n_embd={m.n_embd} is not a multiple of model.shape.n_head={m.n_head}"),
-        (config.model.kind != "llama" or m.n_embd % m.n_head != 0 or m.n_embd // m.n_head % 2 == 0,
-         ("model.shape.n_embd", "model.shape.n_head", "model.kind"),
-         f"a llama needs an even number of channels per head, and model.shape.n_embd={m.n_embd} over "
-         f"model.shape.n_head={m.n_head} gives {m.n_embd // m.n_head}"),
-        (m.n_head % (m.n_kv_head or m.n_head) == 0, ("model.shape.n_head", "model.shape.n_kv_head"),
-         f"model.shape.n_head={m.n_head} is not a multiple of model.shape.n_kv_head={m.n_kv_head}"),
-        (config.model.kind != "gpt" or m.n_kv_head in (0, m.n_head), ("model.kind", "model.shape.n_kv_head"),
-         f"model.kind=gpt has no grouped heads: set model.shape.n_kv_head=0 (given: {m.n_kv_head}) or model.kind=llama"),
-        (d.seq_len <= m.block_size, ("data.seq_len", "model.shape.block_size"),
-         f"data.seq_len={d.seq_len} is longer than model.shape.block_size={m.block_size}: lower the one or raise the other"),
-        (d.source != "text" or bool(d.path), ("data.source", "data.path"),
-         "data.source=text needs data.path=FILE_OR_FOLDER"),
-        (d.source == "text" or not d.path, ("data.source", "data.path"),
-         f"data.path={d.path} is only read with data.source=text"),
-        (bool(t.max_steps or t.epochs), ("train.max_steps", "train.epochs"),
-         "train.max_steps and train.epochs are both 0: one of them must say how long to train"),
-        (not (t.max_steps and t.epochs), ("train.max_steps", "train.epochs"),
-         f"train.max_steps={t.max_steps} and train.epochs={t.epochs:g} both say how long to train: set one of them to 0"),
-        (t.min_lr <= t.learning_rate, ("train.min_lr", "train.learning_rate"),
-         f"train.min_lr={t.min_lr:g} is above train.learning_rate={t.learning_rate:g}"),
-        (not t.max_steps or t.warmup_steps <= t.max_steps, ("train.warmup_steps", "train.max_steps"),
-         f"train.warmup_steps={t.warmup_steps} is longer than train.max_steps={t.max_steps}"),
-        (not t.patience or t.eval_every > 0, ("train.patience", "train.eval_every"),
-         f"train.patience={t.patience} counts evaluations, and train.eval_every=0 turns them off"),
+        (own or bool(config.model.ref), ("model.kind", "model.ref"), f"model.kind={kind} needs model.ref=WHERE_IT_IS"),
+        (
+            not own or not config.model.ref,
+            ("model.kind", "model.ref"),
+            f"model.ref={config.model.ref} is only read with model.kind=builder, hub or folder (given: {kind})",
+        ),
+        (
+            not own or d.task in ("auto", "causal"),
+            ("model.kind", "data.task"),
+            f"data.task={d.task} needs another model: a {kind} predicts the next token (causal)",
+        ),
+        (
+            kind != "bdh" or neurons % (2 * m.n_head) == 0,
+            ("model.kind", "model.shape.n_hidden", "model.shape.n_head"),
+            f"a bdh needs an even number of neurons per head, and {neurons} over model.shape.n_head={m.n_head} is none",
+        ),
+        (
+            not own or m.n_embd % m.n_head == 0,
+            ("model.shape.n_embd", "model.shape.n_head"),
+            f"model.shape.n_embd={m.n_embd} is not a multiple of model.shape.n_head={m.n_head}",
+        ),
+        (
+            kind != "llama" or m.n_embd % m.n_head != 0 or m.n_embd // m.n_head % 2 == 0,
+            ("model.shape.n_embd", "model.shape.n_head", "model.kind"),
+            f"a llama needs an even number of channels per head, and model.shape.n_embd={m.n_embd} over "
+            f"model.shape.n_head={m.n_head} gives {m.n_embd // m.n_head}",
+        ),
+        (
+            not own or m.n_head % (m.n_kv_head or m.n_head) == 0,
+            ("model.shape.n_head", "model.shape.n_kv_head"),
+            f"model.shape.n_head={m.n_head} is not a multiple of model.shape.n_kv_head={m.n_kv_head}",
+        ),
+        (
+            kind not in ("gpt", "bdh") or m.n_kv_head in (0, m.n_head),
+            ("model.kind", "model.shape.n_kv_head"),
+            f"model.kind={kind} has no grouped heads: set model.shape.n_kv_head=0 (given: {m.n_kv_head}) or model.kind=llama",
+        ),
+        (
+            not own or d.seq_len <= m.block_size,
+            ("data.seq_len", "model.shape.block_size"),
+            f"data.seq_len={d.seq_len} is longer than model.shape.block_size={m.block_size}: lower the one or raise the other",
+        ),
+        (
+            d.source != "text" or bool(d.path),
+            ("data.source", "data.path"),
+            "data.source=text needs data.path=FILE_OR_FOLDER",
+        ),
+        (
+            d.source == "text" or not d.path,
+            ("data.source", "data.path"),
+            f"data.path={d.path} is only read with data.source=text",
+        ),
+        (
+            bool(t.max_steps or t.epochs),
+            ("train.max_steps", "train.epochs"),
+            "train.max_steps and train.epochs are both 0: one of them must say how long to train",
+        ),
+        (
+            not (t.max_steps and t.epochs),
+            ("train.max_steps", "train.epochs"),
+            f"train.max_steps={t.max_steps} and train.epochs={t.epochs:g} both say how long to train: set one of them to 0",
+        ),
+        (
+            t.min_lr <= t.learning_rate,
+            ("train.min_lr", "train.learning_rate"),
+            f"train.min_lr={t.min_lr:g} is above train.learning_rate={t.learning_rate:g}",
+        ),
+        (
+            not t.max_steps or t.warmup_steps <= t.max_steps,
+            ("train.warmup_steps", "train.max_steps"),
+            f"train.warmup_steps={t.warmup_steps} is longer than train.max_steps={t.max_steps}",
+        ),
+        (
+            not t.patience or t.eval_every > 0,
+            ("train.patience", "train.eval_every"),
+            f"train.patience={t.patience} counts evaluations, and train.eval_every=0 turns them off",
+        ),
     ]
     return [(keys, message) for fine, keys, message in rules if not fine]
 

@@ -7,18 +7,42 @@ In every list, earlier options are commoner.
 """
 
 STORY = (
-    "\n[opening] [wish] [meeting] [advice](\n| )[journey] [trouble] "
-    "[reaction] [=turns] [praise] [=result] [closing]\n"
+    "\n[opening] [wish] [meeting] [advice](\n| )[journey] [trouble] [reaction] [=turns] [praise] [=result] [closing]\n"
 )
 
 GIRLS = [
-    "Lily", "Mia", "Anna", "Rosa", "Emma", "Nora", "Clara", "Zoe",
+    "Lily",
+    "Mia",
+    "Anna",
+    "Rosa",
+    "Emma",
+    "Nora",
+    "Clara",
+    "Zoe",
 ]
 BOYS = [
-    "Tom", "Ben", "Sam", "Leo", "Max", "Jack", "Finn", "Hugo",
+    "Tom",
+    "Ben",
+    "Sam",
+    "Leo",
+    "Max",
+    "Jack",
+    "Finn",
+    "Hugo",
 ]
 FRIENDS = [
-    "Dot", "Otis", "Hazel", "Gus", "Olive", "Tilly", "Rusty", "Poppy", "Wanda", "Ned", "Fern", "Bruno",
+    "Dot",
+    "Otis",
+    "Hazel",
+    "Gus",
+    "Olive",
+    "Tilly",
+    "Rusty",
+    "Poppy",
+    "Wanda",
+    "Ned",
+    "Fern",
+    "Bruno",
 ]
 
 # A girl is named from the girls, a boy from the boys, an animal from both. No friend is the hero's kind.
@@ -36,35 +60,74 @@ TABLES: dict[str, list[str]] = {
         "In a house [home] lived a " + HERO + ". Everyone loved {hero}.",
     ],
     "trait": [
-        "shy", "jolly", "curious", "merry", "gentle", "sleepy", "busy", "quiet",
+        "shy",
+        "jolly",
+        "curious",
+        "merry",
+        "gentle",
+        "sleepy",
+        "busy",
+        "quiet",
     ],
     "home": [
-        "by the sea", "near the river", "behind the mill", "beside the lake", "next to the school",
+        "by the sea",
+        "near the river",
+        "behind the mill",
+        "beside the lake",
+        "next to the school",
         "above the bakery",
     ],
     "weather": [
-        "sunny", "windy", "warm", "cold", "cloudy",
+        "sunny",
+        "windy",
+        "warm",
+        "cold",
+        "cloudy",
     ],
     "weekday": ["Monday", "Saturday", "Sunday", "Friday", "Tuesday", "Thursday", "Wednesday"],
     "wish": [
-        'One [weather] [weekday], {hero} (said|sighed|whispered), '
+        "One [weather] [weekday], {hero} (said|sighed|whispered), "
         '"I (want|need|wish for) a ' + THING + ' [my_purpose]."',
         "On a [weather] [weekday], {hero} (wanted|wished for|dreamed of) a " + THING + " [his_purpose].",
-        "It was a [weather] [weekday]. "
-        '"(If only|I wish) I had a ' + THING + ' [my_purpose]," (said|sighed) {hero}.',
+        'It was a [weather] [weekday]. "(If only|I wish) I had a ' + THING + ' [my_purpose]," (said|sighed) {hero}.',
     ],
     "colour": [
-        "red", "blue", "yellow", "green", "golden", "white", "pink", "silver",
+        "red",
+        "blue",
+        "yellow",
+        "green",
+        "golden",
+        "white",
+        "pink",
+        "silver",
     ],
     "object": [
-        "kite", "ball", "hat", "drum", "lantern", "flag", "scarf", "bell", "crown", "whistle", "puppet",
+        "kite",
+        "ball",
+        "hat",
+        "drum",
+        "lantern",
+        "flag",
+        "scarf",
+        "bell",
+        "crown",
+        "whistle",
+        "puppet",
         "blanket",
     ],
     "relative": [
-        "mother", "grandmother", "father", "sister", "grandfather", "brother",
+        "mother",
+        "grandmother",
+        "father",
+        "sister",
+        "grandfather",
+        "brother",
     ],
     "event": [
-        "party", "fair", "picnic", "parade",
+        "party",
+        "fair",
+        "picnic",
+        "parade",
     ],
     "meeting": [
         "Just then, " + FRIEND + " came (by|along). {friend} had some [snack].",
@@ -74,10 +137,22 @@ TABLES: dict[str, list[str]] = {
     ],
     "friend": FRIENDS,
     "friend_kind": [
-        "duck", "owl", "frog", "hedgehog", "squirrel", "turtle", "otter", "crow",
+        "duck",
+        "owl",
+        "frog",
+        "hedgehog",
+        "squirrel",
+        "turtle",
+        "otter",
+        "crow",
     ],
     "snack": [
-        "apples", "berries", "cookies", "nuts", "plums", "buns",
+        "apples",
+        "berries",
+        "cookies",
+        "nuts",
+        "plums",
+        "buns",
     ],
     "advice": [
         '"[look] [place]," (said|called) {friend}. "[saying], {hero}!"',
@@ -86,12 +161,22 @@ TABLES: dict[str, list[str]] = {
     ],
     "look": ["Let us look", "I saw one", "We could look", "Come and look", "There is one"],
     "place": [
-        "in the meadow", "at the farm", "in the garden", "at the castle", "by the church",
-        "at the market", "in the forest", "behind the barn",
+        "in the meadow",
+        "at the farm",
+        "in the garden",
+        "at the castle",
+        "by the church",
+        "at the market",
+        "in the forest",
+        "behind the barn",
     ],
     "saying": [
-        "Small steps make long roads", "Two are braver than one", "Every lock has a key",
-        "Kind words open doors", "The sun follows the rain", "Good things take time",
+        "Small steps make long roads",
+        "Two are braver than one",
+        "Every lock has a key",
+        "Kind words open doors",
+        "The sun follows the rain",
+        "Good things take time",
     ],
     "journey": [
         "Soon {hero} and {friend} (saw|found) the {object},",
@@ -107,7 +192,12 @@ TABLES: dict[str, list[str]] = {
     ],
     "felt": ["felt sad", "felt like crying", "wanted to go home", "felt small", "sighed"],
     "cheer": [
-        "Do not worry", "We can do it", "Do not give up", "I have a plan", "Let us think", "I will help",
+        "Do not worry",
+        "We can do it",
+        "Do not give up",
+        "I have a plan",
+        "Let us think",
+        "I will help",
     ],
     "praise": [
         '"(How {virtue} you are, {hero}|You were so {virtue}, {hero}|What a {virtue} {kind})!" '
@@ -116,8 +206,7 @@ TABLES: dict[str, list[str]] = {
     ],
     "gift": [
         "That (evening|night), {hero} gave the {colour} {object} to {his} {relative}, who [thanked].",
-        "When {hero} gave {his} {relative} the {colour} {object}, "
-        "there were (hugs|smiles|happy tears).",
+        "When {hero} gave {his} {relative} the {colour} {object}, there were (hugs|smiles|happy tears).",
         "Later, {hero}'s {relative} took the {colour} {object} and [thanked].",
     ],
     "thanked": ["smiled and smiled", "hugged {him} tight", "laughed with joy", "kissed {him}", "sang a song"],
@@ -128,8 +217,7 @@ TABLES: dict[str, list[str]] = {
     ],
     "late": ["bedtime", "the moon came up", "the stars came out", "supper was ready"],
     "show": [
-        "At the {event}, (everyone|the whole town|even the mayor) "
-        "[admired] {hero} and the {colour} {object}.",
+        "At the {event}, (everyone|the whole town|even the mayor) [admired] {hero} and the {colour} {object}.",
         "When {hero} took the {colour} {object} to the {event}, (everyone|the whole town) (clapped|cheered).",
     ],
     "admired": ["clapped for", "loved", "talked about", "smiled at"],
@@ -152,39 +240,79 @@ PURPOSES = [
 
 # (the barrier, how it is, what happens, and what helps: each turn with the virtue it takes).
 TROUBLES = [
-    ("tree", "tall", "but it hung from a tall tree.", [
-        ("brave", "While {friend} held a branch, {hero} climbed up and got it."),
-        ("strong", "They shook the tree until the {object} dropped."),
-        ("patient", "They waited until the wind blew it out of the tree."),
-    ]),
-    ("stream", "wide", "but it was across a wide stream.", [
-        ("clever", "They rolled a log over the stream, and {hero} walked across."),
-        ("brave", "From stone to stone, {hero} jumped across the stream and back."),
-        ("polite", "So {hero} said please to a swan, and it swam over to fetch the {object}."),
-    ]),
-    ("cave", "dark", "but it was deep inside a dark cave.", [
-        ("brave", "They sang a song, and {hero} ran in and carried the {object} out."),
-        ("careful", "With a candle, {hero} went in, step by step, and found it."),
-    ]),
-    ("dog", "big", "but a big dog was guarding it.", [
-        ("kind", "Gently, {hero} gave the dog some {snack}, and it wagged its tail."),
-        ("patient", "They waited until the dog went to sleep."),
-        ("polite", 'So {hero} asked the dog, "Please may we have it?" The dog wagged its tail.'),
-    ]),
-    ("mud", "deep", "but it was stuck in deep mud.", [
-        ("clever", "They laid flat stones on the mud, and {hero} picked it up."),
-        ("strong", "With a rope, they pulled until the {object} popped out of the mud."),
-    ]),
-    ("rain", "heavy", "but heavy rain began to fall.", [
-        ("patient", "They hid until the rain stopped and a rainbow came."),
-        ("brave", "Under one umbrella, they ran and got the {object}."),
-    ]),
-    ("goose", "grumpy", "but a grumpy goose would not let go of it.", [
-        ("kind", "Gently, {hero} gave the goose some {snack}, and it let go."),
-        ("funny", "So {hero} told the goose a joke, and it laughed and let go."),
-    ]),
-    ("hill", "steep", "but it was at the top of a steep hill.", [
-        ("patient", "They ate some {snack} and then went up."),
-        ("strong", "They counted every step up to the {object}."),
-    ]),
+    (
+        "tree",
+        "tall",
+        "but it hung from a tall tree.",
+        [
+            ("brave", "While {friend} held a branch, {hero} climbed up and got it."),
+            ("strong", "They shook the tree until the {object} dropped."),
+            ("patient", "They waited until the wind blew it out of the tree."),
+        ],
+    ),
+    (
+        "stream",
+        "wide",
+        "but it was across a wide stream.",
+        [
+            ("clever", "They rolled a log over the stream, and {hero} walked across."),
+            ("brave", "From stone to stone, {hero} jumped across the stream and back."),
+            ("polite", "So {hero} said please to a swan, and it swam over to fetch the {object}."),
+        ],
+    ),
+    (
+        "cave",
+        "dark",
+        "but it was deep inside a dark cave.",
+        [
+            ("brave", "They sang a song, and {hero} ran in and carried the {object} out."),
+            ("careful", "With a candle, {hero} went in, step by step, and found it."),
+        ],
+    ),
+    (
+        "dog",
+        "big",
+        "but a big dog was guarding it.",
+        [
+            ("kind", "Gently, {hero} gave the dog some {snack}, and it wagged its tail."),
+            ("patient", "They waited until the dog went to sleep."),
+            ("polite", 'So {hero} asked the dog, "Please may we have it?" The dog wagged its tail.'),
+        ],
+    ),
+    (
+        "mud",
+        "deep",
+        "but it was stuck in deep mud.",
+        [
+            ("clever", "They laid flat stones on the mud, and {hero} picked it up."),
+            ("strong", "With a rope, they pulled until the {object} popped out of the mud."),
+        ],
+    ),
+    (
+        "rain",
+        "heavy",
+        "but heavy rain began to fall.",
+        [
+            ("patient", "They hid until the rain stopped and a rainbow came."),
+            ("brave", "Under one umbrella, they ran and got the {object}."),
+        ],
+    ),
+    (
+        "goose",
+        "grumpy",
+        "but a grumpy goose would not let go of it.",
+        [
+            ("kind", "Gently, {hero} gave the goose some {snack}, and it let go."),
+            ("funny", "So {hero} told the goose a joke, and it laughed and let go."),
+        ],
+    ),
+    (
+        "hill",
+        "steep",
+        "but it was at the top of a steep hill.",
+        [
+            ("patient", "They ate some {snack} and then went up."),
+            ("strong", "They counted every step up to the {object}."),
+        ],
+    ),
 ]

@@ -73,6 +73,11 @@ def build_tokenizer(kind: str, text: str, vocab_size: int = 0) -> Tokenizer:
     return {"char": _char, "byte": _byte, "bpe": _bpe}[kind](text, vocab_size)
 
 
+def tokens_needed(task: str, vocab_size: int) -> int:
+    """Rows a model needs for a tokenizer of `vocab_size` tokens: a masked one needs a row for the mask, the last."""
+    return vocab_size + (task == "masked")
+
+
 def pieces(text: str) -> Iterator[str]:
     """The text in parts of at most PIECE characters, cut before a word, where no token reaches over the cut.
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from utils.inference.kv_cache import KVCache
+from utils.inference.kv_cache import Cache, make_cache
 from utils.inference.sampling import check_sampling, sample
 from utils.models.folder import unwrap
 
@@ -16,6 +16,9 @@ UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not, or not ye
 
 class Tokenizer(Protocol):
     """What `generate_text` asks of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def encode(self, text: str, /) -> list[int]: ...
 
@@ -41,19 +44,27 @@ def generate_ids(
     top_p: float = 1.0,
     seed: int = 0,
     use_cache: bool = True,
+    vocab_size: int = 0,
 ) -> Iterator[int]:
     """Stream the `max_new_tokens` ids that continue one text.
 
+    A causal model scores the token after the text, a masked one a mask put behind it, and a seq2seq one reads `ids`
+    and writes on from the last of them. `vocab_size` is the tokenizer's, in tokens: ids from there on (padding of the
+    table, the mask) are never drawn; 0 means the model's.
+
     `ids` is a list of token ids, or a (T,) or (1, T) tensor. `temperature`, `top_k` and `top_p` are as in
-    `sample`; the same `seed` draws the same text. `use_cache=False` is the slow path, the fast one's oracle.
+    `sample`; the same `seed` draws the same text. `use_cache=False` is the slow path, the fast one's oracle, and
+    the only one for a model from elsewhere.
 
     The model is in eval mode from the first token to the last (or until the iterator is closed); then each of
     its modules is back in the mode it was in. Raises ValueError at once, before the first token, if the text
-    is empty, an id is outside the model's vocabulary, or a setting is out of range.
+    is empty, an id is outside the model's vocabulary, a setting is out of range, or the model is a classifier.
     """
     model = unwrap(model)  # a compiled model would recompile for every length
     text = [int(i) for i in (_single(ids) if isinstance(ids, Tensor) else ids)]
-    vocab_size = model.shape.vocab_size
+    vocab_size = vocab_size or model.shape.vocab_size
+    if task_of(model) == "classification":
+        raise ValueError("this model is a classifier: it says what a text is, and writes none")
     if not text:
         raise ValueError("the text to continue is empty: it needs at least one token")
     if not 0 <= min(text) <= max(text) < vocab_size:
@@ -62,7 +73,12 @@ def generate_ids(
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be a number of tokens, 0 or more")
     check_sampling(temperature, top_k, top_p)
-    return _stream(model, text, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+    return _stream(model, text, max_new_tokens, temperature, top_k, top_p, seed, use_cache, vocab_size)
+
+
+def task_of(model: nn.Module) -> str:
+    """What the model is made for: causal (if it does not say), masked, seq2seq or classification."""
+    return str(getattr(model, "task", "causal"))
 
 
 def _single(ids: Tensor) -> list[int]:
@@ -80,21 +96,27 @@ def _stream(
     top_p: float,
     seed: int,
     use_cache: bool,
+    vocab_size: int,
 ) -> Iterator[int]:
     # Tokens are drawn on the CPU: the same seed then draws alike on every device.
     generator = torch.Generator().manual_seed(seed)
-    cache = KVCache.for_model(model) if use_cache else None
-    start = 0
+    cache = make_cache(model) if use_cache else None
+    unbounded = getattr(model, "unbounded", False)
+    start, n_prompt = 0, len(text)
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         for _ in range(max_new_tokens):
-            previous, start = start, window_start(len(text), model.shape.block_size)
+            previous, start = start, 0 if unbounded else window_start(len(text), model.shape.block_size)
             if cache is not None and start != previous:
                 cache.reset()
             # Not around the yield: whoever takes the token must not find itself in inference mode.
             with torch.inference_mode():
-                logits = _next_logits(model, text[start:], cache)
+                if task_of(model) == "causal":
+                    logits = _next_logits(model, text, start, cache)
+                else:
+                    logits = _next_logits_of_task(model, text, n_prompt, vocab_size)
+                logits = logits[:, :vocab_size]
                 token = int(sample(logits, temperature, top_k, top_p, generator))
             text.append(token)
             yield token
@@ -103,11 +125,23 @@ def _stream(
             module.training = True
 
 
-def _next_logits(model: nn.Module, visible: list[int], cache: KVCache | None) -> Tensor:
-    """Scores of the token after `visible`, whose start may be cached: (1, V), on the CPU."""
-    unread = visible if cache is None else visible[cache.length :]
-    input_ids = torch.tensor([unread], device=next(model.parameters()).device)           # (1, T)
-    return model(input_ids, cache)[:, -1].float().cpu()
+def _next_logits(model: nn.Module, text: list[int], start: int, cache: Cache | None) -> Tensor:
+    """Scores of the token after `text`, shown from `start` on, whose beginning may be cached: (1, V), on the CPU."""
+    unread = text[start if cache is None else start + cache.length :]
+    input_ids = torch.tensor([unread], device=next(model.parameters()).device)  # (1, T)
+    logits = model(input_ids) if cache is None else model(input_ids, cache)
+    return logits[:, -1].float().cpu()
+
+
+def _next_logits_of_task(model: nn.Module, text: list[int], n_prompt: int, mask_id: int) -> Tensor:
+    """The same for a model that does not simply go on: (1, V), on the CPU. Its window slides, for nothing is cached."""
+    device, longest = next(model.parameters()).device, model.shape.block_size
+    if task_of(model) == "masked":
+        shown = [*text[max(0, len(text) - longest + 1) :], mask_id]
+        return model(torch.tensor([shown], device=device))[:, -1].float().cpu()
+    source = torch.tensor([text[:n_prompt][-longest:]], device=device)  # (1, S)
+    written = torch.tensor([text[n_prompt - 1 :][-longest:]], device=device)  # (1, T)
+    return model(source, written)[:, -1].float().cpu()
 
 
 def generate_text(
@@ -128,7 +162,10 @@ def generate_text(
     """
     ids = tokenizer.encode(prompt)
     return stream_text(
-        tokenizer, generate_ids(model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache)
+        tokenizer,
+        generate_ids(
+            model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache, vocab_size=tokenizer.vocab_size
+        ),
     )
 
 

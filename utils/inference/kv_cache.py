@@ -1,16 +1,38 @@
-"""Keys and values of the tokens a model has read, so that a new token costs one step, not a whole text.
+"""What a model has read of a text, so that a new token costs one step, not a whole text.
 
 K = n_kv_head, D = channels per head, T = new tokens, S = tokens stored, new ones included.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
+from utils.config.schema import ModelShape
 from utils.models.folder import unwrap
 
 
+class Cache(Protocol):
+    """What generation asks of a cache; the model that reads and fills it knows the rest."""
+
+    length: int
+
+    def reset(self) -> None: ...
+
+
+def make_cache(model: nn.Module, batch: int = 1) -> Cache | None:
+    """An empty cache for `batch` texts: the model's own kind, else keys and values.
+
+    None for a model from elsewhere, of whose insides nothing is known: it reads the whole text for every token.
+    """
+    model = unwrap(model)
+    if hasattr(model, "new_cache"):
+        return model.new_cache(batch)
+    return KVCache.for_model(model, batch) if isinstance(model.shape, ModelShape) else None
+
+
 class KVCache:
-    """Room for `capacity` tokens per layer, allocated once; `length` of them are filled.
+    """Keys and values: room for `capacity` tokens per layer, allocated once; `length` of them are filled.
 
     A model calls `update` once per layer and then `advance` once; until then each layer sees the old
     `length`.

@@ -4,24 +4,16 @@ from pathlib import Path
 
 from torch import nn
 
-from utils.config.load import load_config, preset_names
-from utils.config.schema import RunConfig
+from utils.config.load import load_config
+from utils.config.schema import ModelConfig, RunConfig
 from utils.data.token_store import open_store
 from utils.data.tokenizer import Tokenizer, load_tokenizer
-from utils.models.folder import CONFIG_FILE, load_model_folder
+from utils.models.folder import build_any, load_model_folder
 from utils.models.load import load_model
-from utils.runs.checkpoints import find_checkpoint
-from utils.runs.folder import open_run
+from utils.runs.model_folder import model_folder
 from utils.runtime.device import pick_device
 
 PREVIEW_VOCAB = 256  # tokens; what a preset's model is built with before any text was seen, if nothing says more
-
-
-def model_folder(path: Path, checkpoint: str = "best") -> Path:
-    """The model folder itself, or that of a run's checkpoint. Raises FileNotFoundError."""
-    if (path / CONFIG_FILE).is_file():
-        return path
-    return find_checkpoint(open_run(path).checkpoints, checkpoint)
 
 
 def load_for_inference(path: Path, checkpoint: str = "best") -> tuple[nn.Module, Tokenizer]:
@@ -31,21 +23,19 @@ def load_for_inference(path: Path, checkpoint: str = "best") -> tuple[nn.Module,
     return model.eval(), load_tokenizer(folder)
 
 
-def open_model(name: str) -> tuple[nn.Module, str]:
-    """A model to look at, not yet trained if `name` is a preset: (model on the CPU, what it is).
+def open_model(kind: str, where: str) -> nn.Module:
+    """A model to look at, on the CPU: `kind` is preset, folder (a model folder of ours), builder or hub.
 
-    Raises FileNotFoundError naming presets and runs where there is nothing of that name.
+    `where` is the preset's name or the folder. A preset's model is new, its vocabulary the preset's own; the others
+    have the weights they come with. An export's code runs in this process. Raises ValueError for what cannot be built.
     """
-    if name in preset_names():
-        preset = load_config(name)
+    if kind == "preset":
+        preset = load_config(where)
         known = preset.data.vocab_size if preset.data.tokenizer == "bpe" else PREVIEW_VOCAB
-        vocab_size = preset.model.shape.vocab_size or known
-        return load_model(preset.model, vocab_size), f"{name} ({preset.model.kind}, {vocab_size} tokens)"
-    try:
-        model, config = load_model_folder(model_folder(Path(name)))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; presets: {', '.join(preset_names())}") from None
-    return model, f"{name} ({config.kind})"
+        return load_model(preset.model, preset.model.shape.vocab_size or known)
+    if kind == "folder":
+        return load_model_folder(Path(where))[0]
+    return build_any(ModelConfig(kind=kind, ref=where), Path(where), pretrained=True)  # type: ignore[arg-type]
 
 
 def untrained_model(config: RunConfig) -> nn.Module:

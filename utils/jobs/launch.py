@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.config.schema import RunConfig
-from utils.data.token_store import open_store
+from utils.data.token_store import TokenStore, open_store
+from utils.jobs.box import Box, Limits, NotIsolated, start_boxed
+from utils.jobs.describe import consents, plain
+from utils.jobs.prepare import Prepared, place, prepare
 from utils.jobs.worker import BUSY
 from utils.runs.folder import RunFolder
 from utils.runs.lock import is_locked
+from utils.runtime.environment import environment
+from utils.runtime.files import read_regular
 from utils.runtime.process import is_same
 
 POLL = 0.2  # seconds
+MOST_LOG = 64_000_000  # bytes
 SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|AUTH|KEY|_PAT$|_URL$|_DSN$", re.IGNORECASE)
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +36,8 @@ class Job:
     run: RunFolder
     child: subprocess.Popen[bytes] | None = None
     is_new: bool = False  # whether the run folder was made for this job
+    box: Box | None = None  # the walls around the child, where it runs a stranger's model.py
+    notes: tuple[str, ...] = ()  # what was changed in the settings to fit a model from elsewhere
 
     def alive(self) -> bool:
         """Whether the worker still runs."""
@@ -66,34 +74,49 @@ class Job:
             code = {"completed": 0, "failed": 1}.get(self.run.status(), 128 + signal.SIGINT)
             return code, str(self.run.state().get("message") or "it failed") if code == 1 else ""
         code = self.child.wait()
+        if self.box is not None:
+            code = self.box.close().code
         if code < 0:
             return 128 - code, f"the worker was killed by {signal.Signals(-code).name} (was there too little memory?)"
-        words = self._last_words() if code in (1, 2) else ""
+        words = self._last_words() if code in (1, 2) or 70 <= code < 75 else ""
         if code == 2 and self.is_new:
             shutil.rmtree(self.run.path, ignore_errors=True)
         return code, words
 
     def _last_words(self) -> str:
         """What follows the last `error: ` of the log, where a worker says why it failed."""
-        text = self.run.log.read_text(encoding="utf-8", errors="replace")
-        return f"\n{text}".rpartition("\nerror: ")[2].strip() or "the worker left no word"
+        text = read_regular(self.run.log, MOST_LOG).decode("utf-8", errors="replace")
+        return plain(f"\n{text}".rpartition("\nerror: ")[2].strip()) or "the worker left no word"
 
 
 def launch(config: RunConfig, own_session: bool = False) -> Job:
     """Start the worker for `config`, or join the one that is at it; a completed run is left as it is.
 
-    `own_session` lets the worker outlive this process and its terminal. What a request can get wrong is looked at
-    first: ValueError or FileNotFoundError leave nothing behind.
+    `own_session` lets the worker outlive this process and its terminal. A stranger's model.py runs behind walls
+    (`box.py`). What a request can get wrong is looked at first: ValueError or FileNotFoundError leave nothing behind.
     """
-    run = RunFolder(config.run_dir)
+    prepared = prepare(config)
+    config, run = prepared.config, RunFolder(config.run_dir)
     run.check_settings(config)
-    run.check_data(open_store(config.data).fingerprint)
+    store = open_store(config.data)
+    run.check_data(store.fingerprint)
     is_new = not run.exists()
     run.create(config)
+    place(prepared)
     if is_locked(run.path) or run.status() == "completed":
-        return Job(run)
-    environment = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return Job(run, notes=prepared.notes)
+    if prepared.found is not None and prepared.found.code is not None:
+        if not run.read_json("environment"):
+            run.write_json("environment", environment())
+        try:
+            box = _start_boxed(run, prepared, store, own_session)
+        except NotIsolated as error:
+            if is_new:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise ValueError(f"{error} Here that is model.trust_sha256={prepared.found.sha256}") from None
+        return Job(run, box.process, is_new, box, prepared.notes)
+    variables = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with run.log.open("ab") as log:
         child = subprocess.Popen(
             # -P: a file of the user's own named utils.py or queue.py in this folder is not ours
@@ -101,7 +124,44 @@ def launch(config: RunConfig, own_session: bool = False) -> Job:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment,
+            env=variables,
             start_new_session=own_session,
         )
-    return Job(run, child, is_new)
+    return Job(run, child, is_new, notes=prepared.notes)
+
+
+def prepare_inline(config: RunConfig) -> RunConfig:
+    """Settings that `run_training` can take in this very process, their model in the run folder if it has files.
+
+    Raises ValueError for a stranger's model.py nobody consented to: here it would run without walls.
+    """
+    prepared = prepare(config)
+    run, found = RunFolder(config.run_dir), prepared.found
+    if found is not None and not consents(found, config.model.trust_sha256):
+        raise ValueError(
+            f"--inline runs {found.code} in this process, without walls: leave --inline out, or read the file and "
+            f"consent to it with --trust-sha256 {found.sha256}"
+        )
+    run.check_settings(prepared.config)
+    run.check_data(open_store(prepared.config.data).fingerprint)
+    if found is not None:
+        run.create(prepared.config)
+        place(prepared)
+    return prepared.config
+
+
+def _start_boxed(run: RunFolder, prepared: Prepared, store: TokenStore, own_session: bool) -> Box:
+    config, found = prepared.config, prepared.found
+    assert found is not None
+    with run.log.open("ab") as log:
+        return start_boxed(
+            "utils.jobs.worker:main",
+            {"folder": str(run.path.resolve()), "where": os.getcwd()},
+            read=[store.folder, *([Path(config.data.path)] if config.data.path else [])],
+            write=[run.path],
+            limits=Limits(memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+            stdout=log,
+            stderr=log,
+            own_session=own_session,
+            trusted=consents(found, config.model.trust_sha256),
+        )

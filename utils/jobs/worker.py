@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 the request was wrong, 75 another process has the run, 128 + n signal n.
 """
 
+import os
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 BUSY = 75  # EX_TEMPFAIL
 
 
-def main(folder: str) -> int:
-    """Train the run whose config.yaml lies in `folder`; what goes wrong is in state.json and ends stderr."""
+def main(folder: str, where: str = ".") -> int:
+    """Train the run whose config.yaml lies in `folder`; what goes wrong is in state.json and ends stderr.
+
+    Paths in the settings are seen from the folder `where`.
+    """
+    os.chdir(where)
     run, lock = RunFolder(folder), RunLock(RunFolder(folder).path)
     if not lock.acquire():
         print(f"error: {run.path} is being written by another process", file=sys.stderr)

@@ -1,9 +1,13 @@
 """The model folder: `config.json` says what to build, `model.safetensors` holds its weights.
 
+A model from elsewhere has its own files beside them, byte for byte as published, in `source/`: model.py and
+config.json of an export, config.json of a transformers model.
+
 Plain writes; whoever needs a folder to survive a power cut (the checkpointer) syncs and renames it.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,9 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from utils.config.schema import ModelConfig
+from utils.config.schema import BUILT_IN, ModelConfig
 from utils.models.registry import build_model
+from utils.models.source_files import SOURCE, source_files
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -29,18 +34,24 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def save_model(folder: Path, model: nn.Module, config: ModelConfig) -> None:
-    """Write the model folder, over an older one if there is one.
+def save_model(folder: Path, model: nn.Module, config: ModelConfig, source: Path | None = None) -> None:
+    """Write the model folder, over an older one if there is one; `source` holds the files of one from elsewhere.
 
     The names of the weights do not depend on how the model was wrapped, and tied weights are written once.
     The shape written is the model's own, so a config whose vocab_size is still 0 (the tokenizer's) does no
     harm.
     """
     model = unwrap(model)
-    config = config.model_copy(update={"shape": getattr(model, "shape", config.shape)})
+    if config.kind in BUILT_IN:
+        config = config.model_copy(update={"shape": getattr(model, "shape", config.shape)})
     folder.mkdir(parents=True, exist_ok=True)
+    if source is not None:
+        (folder / SOURCE).mkdir(exist_ok=True)
+        for path in source_files(source):
+            shutil.copyfile(path, folder / SOURCE / path.name)
     save_weights(model, str(folder / WEIGHTS_FILE))
-    text = json.dumps({"format": FORMAT, **config.model_dump(mode="json")}, indent=2)
+    told = {"kind", "shape"} if config.kind in BUILT_IN else {"kind", "ref", "revision"}
+    text = json.dumps({"format": FORMAT, **config.model_dump(mode="json", include=told)}, indent=2)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -70,7 +81,7 @@ def load_model_folder(folder: Path, device: str | torch.device = "cpu") -> tuple
     config = read_config(folder)
     path = _existing(folder, WEIGHTS_FILE)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        model = build_model(config.kind, config.shape)
+        model = build_any(config, folder / SOURCE)
     try:
         load_weights(model, str(path), strict=True)
     except SafetensorError as error:
@@ -78,6 +89,23 @@ def load_model_folder(folder: Path, device: str | torch.device = "cpu") -> tuple
     except RuntimeError as error:  # how torch says that names or sizes differ
         raise ValueError(f"{path} does not fit the shape in {CONFIG_FILE}: {error}") from error
     return model.to(device), config
+
+
+def build_any(config: ModelConfig, source: Path, seed: int = 0, pretrained: bool = False) -> nn.Module:
+    """The model that `config` names, built in or from the files in `source`; not the weights of a checkpoint.
+
+    For an export this RUNS its model.py: only a process that may be lost should call it (`jobs/box.py`). Raises
+    ValueError (an `ExportError` for an export) with what is wrong with it.
+    """
+    if config.kind == "builder":
+        from utils.models.adapter import load_export
+
+        return load_export(source, seed)
+    if config.kind == "hub":
+        from utils.models.hub_model import load_hub_folder
+
+        return load_hub_folder(source, seed, pretrained)
+    return build_model(config.kind, config.shape)
 
 
 def _existing(folder: Path, name: str) -> Path:

@@ -29,14 +29,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: Any, layer: int) -> Tensor:
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 3H, T, D)
-        q, k, v = qkv.split(self.n_head, dim=1)                                          # (B, H, T, D) each
+        q, k, v = qkv.split(self.n_head, dim=1)  # (B, H, T, D) each
         if cache is not None:
-            k, v = cache.update(layer, k, v)                                             # (B, H, S, D) each
+            k, v = cache.update(layer, k, v)  # (B, H, S, D) each
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and T > 1,
             dropout_p=self.dropout if self.training else 0.0,
-        )                                                                                # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))                              # (B, T, C)
+        )  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -49,7 +53,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(n_hidden, shape.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))                         # (B, T, C)
+        return self.down(F.gelu(self.up(x), approximate="tanh"))  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -66,7 +70,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: Any, layer: int) -> Tensor:
         y = self.attention(self.norm_1(x), mask, cache, layer)
         x = x + F.dropout(y, self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)      # (B, T, C)
+        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)  # (B, T, C)
 
 
 class GPT(nn.Module):
@@ -74,6 +78,8 @@ class GPT(nn.Module):
 
     Same function as transformers' `GPT2LMHeadModel` for the same weights.
     """
+
+    task = "causal"
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -118,11 +124,11 @@ class GPT(nn.Module):
 
         mask = None  # is_causal says it too, and faster, but only when nothing is cached
         if start and T > 1:
-            mask = torch.ones(T, end, dtype=torch.bool, device=input_ids.device).tril(start)   # (T, S)
+            mask = torch.ones(T, end, dtype=torch.bool, device=input_ids.device).tril(start)  # (T, S)
         x = self.token_embedding(input_ids) + self.position_embedding.weight[start:end]  # (B, T, C)
         x = F.dropout(x, self.shape.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)
         if cache is not None:
             cache.advance(T)
-        return self.head(self.norm(x))                                                   # (B, T, V)
+        return self.head(self.norm(x))  # (B, T, V)

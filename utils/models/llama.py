@@ -25,8 +25,8 @@ def rotary_angles(head_dim: int, length: int) -> Rotation:
     RoPE: Su et al. 2021, https://arxiv.org/abs/2104.09864. Channel i turns with channel i + head_dim / 2, as
     in transformers' Llama; the first half of the sines is negated, as `rotate` wants it.
     """
-    frequency = ROPE_THETA ** -(torch.arange(0, head_dim, 2).float() / head_dim)         # (D/2)
-    angle = torch.outer(torch.arange(length).float(), frequency)[:, None]                # (length, 1, D/2)
+    frequency = ROPE_THETA ** -(torch.arange(0, head_dim, 2).float() / head_dim)  # (D/2)
+    angle = torch.outer(torch.arange(length).float(), frequency)[:, None]  # (length, 1, D/2)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
@@ -35,7 +35,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair of channels by the angle of its position: x1 cos - x2 sin, x2 cos + x1 sin."""
     cos, sin = rotation
     x1, x2 = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((x2, x1), dim=-1), sin).type_as(x)           # (B, T, heads, D)
+    return torch.addcmul(x * cos, torch.cat((x2, x1), dim=-1), sin).type_as(x)  # (B, T, heads, D)
 
 
 class Attention(nn.Module):
@@ -55,15 +55,20 @@ class Attention(nn.Module):
         B, T, C = x.shape
         H, K = self.n_head, self.n_kv_head
         qk, v = self.qkv(x).view(B, T, H + 2 * K, self.head_dim).split((H + K, K), dim=2)
-        qk = rotate(qk, rotation).transpose(1, 2)                                        # (B, H + K, T, D)
+        qk = rotate(qk, rotation).transpose(1, 2)  # (B, H + K, T, D)
         q, k, v = qk[:, :H], qk[:, H:], v.transpose(1, 2)
         if cache is not None:
-            k, v = cache.update(layer, k, v)                                             # (B, K, S, D) each
+            k, v = cache.update(layer, k, v)  # (B, K, S, D) each
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=K < H,
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and T > 1,
+            enable_gqa=K < H,
             dropout_p=self.dropout if self.training else 0.0,
-        )                                                                                # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))                              # (B, T, C)
+        )  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -78,7 +83,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(n_hidden, shape.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))                              # (B, T, C)
+        return self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -95,7 +100,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Any, layer: int) -> Tensor:
         y = self.attention(self.norm_1(x), rotation, mask, cache, layer)
         x = x + F.dropout(y, self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)      # (B, T, C)
+        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)  # (B, T, C)
 
 
 class Llama(nn.Module):
@@ -103,6 +108,8 @@ class Llama(nn.Module):
 
     Same function as transformers' `LlamaForCausalLM` for the same weights.
     """
+
+    task = "causal"
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -152,11 +159,11 @@ class Llama(nn.Module):
 
         mask = None  # is_causal says it too, and faster, but only when nothing is cached
         if start and T > 1:
-            mask = torch.ones(T, end, dtype=torch.bool, device=input_ids.device).tril(start)   # (T, S)
-        rotation = self.cos[start:end], self.sin[start:end]                              # (T, 1, D) each
-        x = F.dropout(self.token_embedding(input_ids), self.shape.dropout, self.training)    # (B, T, C)
+            mask = torch.ones(T, end, dtype=torch.bool, device=input_ids.device).tril(start)  # (T, S)
+        rotation = self.cos[start:end], self.sin[start:end]  # (T, 1, D) each
+        x = F.dropout(self.token_embedding(input_ids), self.shape.dropout, self.training)  # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, mask, cache, layer)
         if cache is not None:
             cache.advance(T)
-        return self.head(self.norm(x))                                                   # (B, T, V)
+        return self.head(self.norm(x))  # (B, T, V)

@@ -3,10 +3,11 @@
 from torch import nn
 
 from utils.config.schema import ModelShape
+from utils.models.bdh import BDH
 from utils.models.gpt import GPT
 from utils.models.llama import Llama
 
-KINDS: dict[str, type[nn.Module]] = {"gpt": GPT, "llama": Llama}
+KINDS: dict[str, type[nn.Module]] = {"gpt": GPT, "llama": Llama, "bdh": BDH}
 
 
 def build_model(kind: str, shape: ModelShape) -> nn.Module:

@@ -70,6 +70,11 @@ class ModelSummary:
         return self.table()._repr_html_()
 
 
+def summary_from(values: dict[str, Any]) -> ModelSummary:
+    """What `ModelSummary.to_dict` gave, a summary again."""
+    return ModelSummary(**{**values, "parts": [Part(**part) for part in values["parts"]]})
+
+
 def summarize(model: nn.Module, name: str = "") -> ModelSummary:
     """Count a model's parameters part by part and estimate what training it takes.
 
@@ -79,7 +84,7 @@ def summarize(model: nn.Module, name: str = "") -> ModelSummary:
     Compute is 6 N + 12 L T C per token (Chowdhery et al. 2022, PaLM, appendix B,
     https://arxiv.org/abs/2204.02311): N parameters that multiply (an embedding that is only looked up does
     not), L layers, T = block_size, C = n_embd. The second term, attention, needs to know L, T and C: a model
-    without a `shape` is counted without it.
+    without a `shape` is counted without it. A model with a `flops_per_token()` of its own is asked.
     """
     model = unwrap(model)
     owner: dict[int, str] = {}  # id of a parameter -> the part it was counted in
@@ -97,10 +102,15 @@ def summarize(model: nn.Module, name: str = "") -> ModelSummary:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     flops = 6 * (total - _only_looked_up(model))
     shape = getattr(model, "shape", None)
-    if isinstance(shape, ModelShape):
+    if hasattr(model, "flops_per_token"):  # one that knows better, such as a model that uses its weights many times
+        flops = model.flops_per_token()
+    elif isinstance(shape, ModelShape):
         flops += 12 * shape.n_layer * shape.block_size * shape.n_embd
     return ModelSummary(
-        name=name or type(model).__name__, parts=parts, parameters=total, trainable=trainable,
+        name=name or type(model).__name__,
+        parts=parts,
+        parameters=total,
+        trainable=trainable,
         weights_mb=total * BYTES_FP32 / MB,
         training_mb=(total * BYTES_FP32 + trainable * (BYTES_TRAINING - BYTES_FP32)) / MB,
         flops_per_token=flops,

@@ -78,7 +78,7 @@ def show_metrics(path: str | Path | None = None) -> Table:
             f"{row['val/loss']:.4f}",
             f"{row['val/perplexity']:.2f}",
             f"{row['val/accuracy']:.1%}",
-            f"{row['val/bits_per_byte']:.3f}",
+            "" if row["val/bits_per_byte"] is None else f"{row['val/bits_per_byte']:.3f}",
         )
         for row in _open(path).metrics()
         if row["kind"] == "val"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from utils.inference.complete import complete
+from utils.jobs.complete import complete
 from utils.notebook.display import Text
 from utils.runs.folder import latest_run
 
@@ -16,8 +16,12 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     checkpoint: str = "best",
+    trust_sha256: str = "",
 ) -> Text:
     """The text that a run's model, or that of a model folder, continues `prompt` with; the latest run by default."""
     where = Path(path or latest_run().path)
-    pieces = complete(where, prompt, max_new_tokens, temperature, top_k, top_p, seed, checkpoint)
+    pieces = complete(
+        where, prompt, checkpoint=checkpoint, trust_sha256=trust_sha256,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+    )  # fmt: skip
     return Text("".join(pieces), prompt)

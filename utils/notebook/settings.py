@@ -6,16 +6,20 @@ import shlex
 
 from utils.config.load import dump_config, load_config
 from utils.config.schema import RunConfig
+from utils.notebook.model import model_settings
 
 
-def choose(preset: str, *overrides: str) -> RunConfig:
-    """The settings of `preset` with `key.path=value` overrides.
+def choose(preset: str, *overrides: str, model: str = "", revision: str = "", trust_sha256: str = "") -> RunConfig:
+    """The settings of `preset` with `key.path=value` overrides, for the model called `model` if there is one.
 
-    $TBT_PRESET replaces the preset, and the words in $TBT_SET are further overrides: that is how a test or a
-    scheduled run takes this notebook through other settings without editing it. Raises ConfigError.
+    A model is named as in template.ipynb; empty means the one that template.ipynb beside this notebook looked at
+    last, else the preset's own. $TBT_PRESET replaces the preset, and the words in $TBT_SET are further overrides: that
+    is how a test or a scheduled run takes this notebook through other settings without editing it. Raises ConfigError.
     """
+    named, words = model_settings(model, revision, trust_sha256)
+    preset = os.environ.get("TBT_PRESET") or named or preset
     more = shlex.split(os.environ.get("TBT_SET", ""))
-    return load_config(os.environ.get("TBT_PRESET") or preset, overrides=[*overrides, *more])
+    return load_config(preset, overrides=[*words, *overrides, *more])
 
 
 class Settings:

@@ -7,7 +7,7 @@ from IPython.display import HTML, display
 
 from utils.config.schema import RunConfig
 from utils.jobs.launch import Job, launch
-from utils.notebook.display import RunView
+from utils.notebook.display import RunView, Text
 
 REDRAW = 1.0  # seconds between two pictures, at least
 SHARE = 20  # times as long as drawing one took: the cores are for training
@@ -21,6 +21,8 @@ def train(config: RunConfig) -> RunView:
     """
     job = launch(config, own_session=True)
     view = RunView(job.run)
+    if job.notes:
+        display(Text("Fitted to the model: " + "; ".join(job.notes)))
     handle = display(Frame(view, "starting ..."), display_id=True) or Nowhere()
     try:
         _follow(job, handle, view)

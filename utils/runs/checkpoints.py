@@ -67,7 +67,10 @@ def verify(folder: Path) -> dict[str, Any] | None:
             return None
         if folder.name != folder_name(manifest["step"]):
             return None
-        if {path.name for path in folder.iterdir()} != {*manifest["files"], "MANIFEST.json"}:
+        named = {Path(name) for name in (*manifest["files"], "MANIFEST.json")}
+        folders = {parent for name in named for parent in name.parents} - {Path()}
+        there = list(folder.rglob("*"))
+        if {path.relative_to(folder) for path in there} != named | folders or any(map(Path.is_symlink, there)):
             return None
         for name, entry in manifest["files"].items():
             path = folder / name

@@ -15,8 +15,9 @@ from typing import Any
 from utils.config.load import differences, dump_config, parse_config
 from utils.config.schema import RunConfig
 from utils.runs.lock import is_locked
-from utils.runtime.files import write_atomic
+from utils.runtime.files import read_regular, write_atomic
 
+MOST_JSON, MOST_ROWS = 16_000_000, 1 << 30  # bytes: whoever wrote a run may have run a stranger's code
 Row = dict[str, Any]
 
 
@@ -90,13 +91,13 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The settings the run was started with. Raises ConfigError, FileNotFoundError."""
-        return parse_config((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return parse_config(read_regular(self.path / "config.yaml", MOST_JSON).decode("utf-8"))
 
     def read_json(self, name: str) -> Row:
         """NAME.json, or {} where there is none yet."""
         try:
-            value = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+            value = json.loads(read_regular(self.path / f"{name}.json", MOST_JSON))
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -148,13 +149,13 @@ class RowWriter:
 def read_lines(path: Path) -> Iterator[Row]:
     """The rows of a .jsonl file; torn lines are passed over, a missing file is empty."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_ROWS)
     except FileNotFoundError:
         return
     for line in data.split(b"\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row

@@ -34,7 +34,7 @@ def git_commit(folder: Path | None = None) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Python, operating system, processor and packages, ready for JSON."""
+    """Python, operating system, processor, commit and packages, ready for JSON."""
     return {
         "python": platform.python_version(),
         "os": platform.platform(),
@@ -42,6 +42,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "colab": in_colab(),
+        "git_commit": git_commit(),
         "packages": packages(),
     }
 

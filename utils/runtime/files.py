@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,34 @@ def cache_dir() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer-builder"
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a file that somebody else may have written, without being led elsewhere by it.
+
+    Args:
+        path: must be a plain file with this one name: a link, a pipe or a device could lead anywhere or never end.
+        limit: most bytes it may have.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no plain file, has a second name, or is longer.
+    """
+    try:
+        # Not waiting for the other end, in case it is a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise ValueError(f"{path} is not a plain file; it is not read") from error
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is not a plain file; it is not read")
+    with os.fdopen(descriptor, "rb") as file:
+        if found.st_nlink != 1:
+            raise ValueError(f"{path} has {found.st_nlink} names; only a file of its own is read")
+        data = file.read(limit + 1)  # not by its stated size: it may still grow
+    if len(data) > limit:
+        raise ValueError(f"{path} is longer than the {limit:,} bytes that are read")
+    return data

@@ -13,7 +13,8 @@ MAX_LINES = 400
 # A room imports from itself and from the rows below it, never from its own row or above.
 LAYERS = [
     {"cli", "tui", "notebook"},
-    {"validation", "serving", "jobs", "hub"},
+    {"serving", "jobs", "hub"},
+    {"validation"},  # below jobs: a stranger's model is validated in a boxed process
     {"export"},
     {"training"},
     {"inference"},

@@ -3,6 +3,7 @@
 Written to a temporary sibling, each file fsynced, MANIFEST.json with sizes and sha256 last, then renamed.
 A checkpoint is a model folder (config.json, model.safetensors, tokenizer.json) with optimizer.safetensors
 and trainer.json beside it. Nothing is pickled.
+A model from elsewhere has its source/ in it, so a checkpoint is complete by itself.
 """
 
 import json
@@ -27,8 +28,16 @@ FORMAT = 1
 class Checkpointer:
     """The checkpoints of one run. Only the holder of the run's lock may save."""
 
-    def __init__(self, root: Path, model_config: ModelConfig, tokenizer: Tokenizer, keep_last: int = 2) -> None:
+    def __init__(
+        self,
+        root: Path,
+        model_config: ModelConfig,
+        tokenizer: Tokenizer,
+        keep_last: int = 2,
+        source: Path | None = None,
+    ) -> None:
         self.root, self.model_config, self.tokenizer, self.keep_last = root, model_config, tokenizer, keep_last
+        self.source = source  # the files of a model from elsewhere
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`; when this returns, it is on the disk and has been read back.
@@ -45,7 +54,7 @@ class Checkpointer:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(final, ignore_errors=True)  # what is there does not verify
         building.mkdir(parents=True)
-        save_model(building, model, self.model_config)
+        save_model(building, model, self.model_config, self.source)
         self.tokenizer.save(building)
         save_file(_optimizer_tensors(model, optimizer), building / "optimizer.safetensors")
         (building / "trainer.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=2))
@@ -129,9 +138,12 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 def _write_manifest(folder: Path, step: int) -> None:
     files = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         fsync_file(path)
-        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    for inner in (path for path in folder.iterdir() if path.is_dir()):
+        fsync_folder(inner)
     manifest = {"format": FORMAT, "step": step, "files": files}
     path = folder / "MANIFEST.json"
     path.write_text(json.dumps({"manifest": manifest, "sha256": sha256_json(manifest)}, indent=2))

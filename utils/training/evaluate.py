@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from utils.data.batches import EvalBatches
+from utils.data.tasks import TaskBatches
 from utils.training.loss import count_correct, token_loss
 
 
@@ -27,7 +27,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    batches: EvalBatches,
+    batches: TaskBatches,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
     stop: Callable[[], object] = lambda: None,
@@ -40,9 +40,10 @@ def evaluate(
         for i in range(len(batches)):
             if stop():
                 return None
-            input_ids, labels = (part.to(device) for part in batches.batch(i))
+            inputs, labels = batches.batch(i)
+            labels = labels.to(device)
             with torch.inference_mode(), autocast():
-                logits = model(input_ids)
+                logits = model(*(ids.to(device) for ids in inputs))
                 loss += token_loss(logits, labels)[0].item()
                 hits, counted = count_correct(logits, labels)
             right, tokens = right + hits, tokens + counted

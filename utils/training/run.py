@@ -2,21 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from utils.config.load import config_hash
-from utils.config.schema import RunConfig
+from utils.config.schema import BUILT_IN, RunConfig
 from utils.data.batches import EvalBatches, TrainBatches
+from utils.data.tasks import TaskBatches
 from utils.data.token_store import TokenStore, open_store
-from utils.inference.generate import generate_text
+from utils.data.tokenizer import load_tokenizer, tokens_needed
+from utils.inference.generate import generate_text, task_of
+from utils.models.folder import read_config
 from utils.models.load import load_model, resolve_shape
+from utils.models.source_files import SOURCE
 from utils.runs.checkpoints import newest_checkpoint
 from utils.runs.folder import RunFolder, now
 from utils.runs.lock import RunLock
 from utils.runs.recorder import Recorder
 from utils.runtime.device import cpu_cores, describe, pick_device, pick_precision
-from utils.runtime.environment import environment, git_commit
+from utils.runtime.environment import environment
 from utils.runtime.randomness import derive_seed
 from utils.training.checkpoint import Checkpointer, load_checkpoint
 from utils.training.seed_manager import set_deterministic
@@ -30,6 +35,9 @@ def run_training(
 ) -> TrainResult:
     """Train what `config` says into `config.run_dir`, going on from its newest good checkpoint if it has one.
 
+    A model from elsewhere (kind builder, hub, folder) is built from the files in the run's `source/`, where the
+    launcher put them; an export's code runs in this process.
+
     `stop` is polled; a signal number from it ends the run at the next step, saved. `lock` is the run's, where
     the caller holds it already. Raises ValueError or FileNotFoundError for a request that cannot be met,
     BlockingIOError when the folder has another writer, others when training fails.
@@ -40,31 +48,47 @@ def run_training(
     run.check_data(store.fingerprint)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
+    if config.model.kind == "bdh" and config.train.precision == "auto" and precision == "fp16":
+        precision = "fp32"  # its sums over a text are not scaled down, and fp16 ends at 65504
     model_config = resolve_shape(config.model, store.tokenizer.vocab_size)
+    source = None if config.model.kind in BUILT_IN else run.path / SOURCE
+    if source and not source.is_dir():
+        raise ValueError(f"{source} is missing: start a run of model.kind={config.model.kind} with `tbt train`")
+    if source and config.model.kind == "folder":
+        model_config = read_config(source)
     run.create(config)
     with lock or RunLock(run.path):
         known = run.read_json("meta").get("made_with", {})
         torch.set_num_threads(known.get("threads") or config.train.threads or cpu_cores())
         set_deterministic(config.train.deterministic)
-        model = load_model(model_config, store.tokenizer.vocab_size, config.train.seed)
+        vocab_size = store.tokenizer.vocab_size
+        model = load_model(config.model, vocab_size, config.train.seed, source)
+        task = choose_task(config.data.task, model, vocab_size)
         recorder = Recorder(run)
-        checkpointer = Checkpointer(run.checkpoints, model_config, store.tokenizer, config.checkpoint.keep_last)
+        if source and config.model.kind == "folder":
+            _check_tokenizer(source, store, config)
+            source = source / SOURCE if (source / SOURCE).is_dir() else None
+        checkpointer = Checkpointer(run.checkpoints, model_config, store.tokenizer, config.checkpoint.keep_last, source)
+        batch_size, seq_len = config.train.batch_size, config.data.seq_len
+        train = TrainBatches(store.train, seq_len, batch_size, config.train.seed)
+        val = EvalBatches(store.val, seq_len, batch_size, config.train.eval_batches)
+        masks = config.data.mask_fraction
         trainer = Trainer(
             model.to(device),
             config.train,
-            TrainBatches(store.train, config.data.seq_len, config.train.batch_size, config.train.seed),
-            EvalBatches(store.val, config.data.seq_len, config.train.batch_size, config.train.eval_batches),
+            TaskBatches(train, task, config.train.seed, vocab_size, masks),
+            TaskBatches(val, task, 0, vocab_size, masks),
             recorder,
             device,
             precision,
             save=_saver(checkpointer, recorder),
             keep_best=config.checkpoint.keep_best,
-            sample=_sampler(store, config, recorder),
+            sample=_sampler(store, config, recorder, task),
             stop=stop,
-            floor=store.entropy_floor if not config.train.eval_batches else None,
-            bytes_per_token=store.bytes_per_token(),
+            floor=store.entropy_floor if task == "causal" and not config.train.eval_batches else None,
+            bytes_per_token=store.bytes_per_token() if task == "causal" else None,
         )
-        level = _write_meta(run, config, store, device, precision)
+        level = _write_meta(run, config, store, device, precision, task)
         try:
             _start_or_resume(trainer, recorder, store, checkpointer, level)
             result = _fit(trainer)
@@ -78,6 +102,32 @@ def run_training(
             return result
         finally:
             recorder.close()
+
+
+def choose_task(wanted: str, model: torch.nn.Module, vocab_size: int) -> str:
+    """The task to train: what `data.task` says, or what the model is made for. Raises ValueError if it can't be."""
+    made_for = task_of(model)
+    task = made_for if wanted == "auto" else wanted
+    if made_for == "classification":
+        raise ValueError("this model is a classifier, and no data.source gives labelled text: it can only be validated")
+    if task != made_for:
+        raise ValueError(f"data.task={task} does not fit this model, which is made for {made_for}: use data.task=auto")
+    needed = tokens_needed(task, vocab_size)
+    if model.shape.vocab_size < needed:
+        raise ValueError(
+            f"data.task={task} needs {needed} tokens, the mask being the last, and the model's table has "
+            f"{model.shape.vocab_size}: lower data.vocab_size to {model.shape.vocab_size - 1}"
+        )
+    return task
+
+
+def _check_tokenizer(source: Path, store: TokenStore, config: RunConfig) -> None:
+    """Trained weights know tokens by number: another tokenizer would make them read noise."""
+    if config.model.pretrained and load_tokenizer(source).fingerprint != store.tokenizer.fingerprint:
+        raise ValueError(
+            f"model.ref={config.model.ref} was trained with another tokenizer than these data.* settings make: "
+            "train it on the same text, or draw new weights with model.pretrained=false"
+        )
 
 
 def _fit(trainer: Trainer) -> TrainResult:
@@ -136,7 +186,7 @@ def _mark_best(checkpointer: Checkpointer, progress: Progress) -> None:
         checkpointer.mark_best(progress.step, progress.best_val_loss)
 
 
-def _sampler(store: TokenStore, config: RunConfig, recorder: Recorder) -> Callable[[Trainer], None]:
+def _sampler(store: TokenStore, config: RunConfig, recorder: Recorder, task: str) -> Callable[[Trainer], None]:
     t = config.train
     unknown = store.tokenizer.unknown_characters(t.sample_prompt)
     if t.sample_every and unknown:
@@ -152,7 +202,9 @@ def _sampler(store: TokenStore, config: RunConfig, recorder: Recorder) -> Callab
     return sample
 
 
-def _write_meta(run: RunFolder, config: RunConfig, store: TokenStore, device: torch.device, precision: str) -> str:
+def _write_meta(
+    run: RunFolder, config: RunConfig, store: TokenStore, device: torch.device, precision: str, task: str
+) -> str:
     """Write once what this run is and was made with; gives back the level at which a resume here goes on.
 
     exact: the same hardware, software and settings, so bit for bit as if never interrupted. continuous: nothing is
@@ -168,13 +220,16 @@ def _write_meta(run: RunFolder, config: RunConfig, store: TokenStore, device: to
     }
     meta = run.read_json("meta")
     if not meta:
-        run.write_json("environment", environment())
+        made_in = run.read_json("environment") or environment()  # a launcher may have looked: a box sees less
+        run.write_json("environment", made_in)
         meta = {
             "run": run.name,
             "created": now(),
             "config_hash": config_hash(config),
-            "git_commit": git_commit(),
+            "git_commit": made_in["git_commit"],
             "seed": config.train.seed,
+            "task": task,
+            "source": run.read_json("source").get("source"),  # where a model from elsewhere came from
             "data": store.fingerprint,
             "tokenizer": store.tokenizer.fingerprint,
             "made_with": made_with,

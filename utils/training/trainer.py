@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils.config.schema import TrainConfig
-from utils.data.batches import EvalBatches, TrainBatches
+from utils.data.tasks import TaskBatches
 from utils.runs.recorder import Recorder
 from utils.runtime.randomness import derive_seed
 from utils.training.evaluate import evaluate
@@ -53,8 +53,8 @@ class Trainer:
         self,
         model: nn.Module,
         config: TrainConfig,
-        train: TrainBatches,
-        val: EvalBatches,
+        train: TaskBatches,
+        val: TaskBatches,
         recorder: Recorder,
         device: torch.device,
         precision: str,
@@ -64,12 +64,12 @@ class Trainer:
         stop: Callable[[], int | None] = lambda: None,
         keep_best: bool = True,
         floor: float | None = None,
-        bytes_per_token: float = 1.0,
+        bytes_per_token: float | None = None,
     ) -> None:
         self.model, self.config, self.train, self.val, self.recorder = model, config, train, val, recorder
         self.device, self.save, self.sample, self.stop, self.floor = device, save, sample, stop, floor
         self.keep_best, self.bytes_per_token = keep_best, bytes_per_token
-        self.tokens_per_step = train.batch_size * train.seq_len * config.grad_accum_steps
+        self.tokens_per_step = train.tokens_per_batch * config.grad_accum_steps
         wanted = config.epochs * train.tokens_per_epoch / self.tokens_per_step
         self.total_steps = config.max_steps or max(1, math.ceil(wanted))
         self.optimizer = build_optimizer(model, config)
@@ -99,7 +99,11 @@ class Trainer:
         return TrainResult("completed" if self.finished else "interrupted", self.progress, signal)
 
     def train_step(self, step: int) -> tuple[float, float, float]:
-        """Optimizer step number `step` (from 0): (loss in nats per token, gradient norm, learning rate)."""
+        """Optimizer step number `step` (from 0): (loss in nats per token, gradient norm, learning rate).
+
+        What a model returns beside its logits to be made small (`aux_loss`, mean over the micro-batch) is added to
+        what is differentiated, and is no part of the loss given back.
+        """
         rate = learning_rate(step, self.config, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -108,12 +112,13 @@ class Trainer:
         # All micro-batches are weighed by the tokens of the whole step, so 1 x 8 and 8 x 1 are the same step.
         tokens = sum(int(count_labels(labels)) for _, labels in batches)
         loss = torch.zeros((), device=self.device)
-        for i, (input_ids, labels) in enumerate(batches):
+        for i, (inputs, labels) in enumerate(batches):
             torch.manual_seed(derive_seed(self.config.seed, "dropout", step, i))
             with self.autocast():
-                logits = self.model(input_ids.to(self.device, non_blocking=True))
+                logits = self.model(*(ids.to(self.device, non_blocking=True) for ids in inputs))
                 part = token_loss(logits, labels.to(self.device, non_blocking=True))[0] / tokens
-            self.scaler.scale(part).backward()
+            aux = getattr(self.model, "aux_loss", None)
+            self.scaler.scale(part if aux is None else part + aux.float() / accumulate).backward()
             loss += part.detach()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
@@ -158,7 +163,7 @@ class Trainer:
             if improved:
                 progress.best_val_loss, progress.best_step = result.loss, progress.step
             progress.stopped_early = bool(self.config.patience) and progress.bad_evals >= self.config.patience
-            bits = result.bits_per_byte(self.bytes_per_token)
+            bits = result.bits_per_byte(self.bytes_per_token) if self.bytes_per_token else None
             self.recorder.val(
                 progress.step,
                 **{"val/loss": result.loss, "val/perplexity": perplexity(result.loss)},

@@ -1,135 +1,26 @@
-"""What a model computes: checks that only run forward passes, and the private copy they run on.
+"""What a model computes whatever the order: neighbours in the batch, repeats, odd input and coarse numbers.
 
-Knows no training, no tokenizer and no files. A model maps token ids (B, T) to logits (B, T, V).
-Shapes: B sequences, T positions, V = vocab_size.
+Runs forward passes only; knows no training, no tokenizer and no files. Shapes: B sequences, T positions, V ids.
 """
 
-import time
 from functools import partial
 
 import torch
 from torch import nn
 
 from utils.validation.report import Check, judged, named
-from utils.validation.subject import Subject, locate, relative
+from utils.validation.subject import Subject, because, locate, relative
 
 LONGEST = 512  # positions used where every extra position only costs time
-PROBE_SECONDS = 3.0  # a check that repeats itself stops repeating after this long
 BATCH_MOVED = 1e-3  # of the logits' scale: another batch size may select other kernels, TF32 among them
 HUGE, FP16_MAX = 1e3, 65504.0  # logits of this size deserve a look; beyond the second, float16 overflows
 BF16_APART = 0.1  # of the logits' spread
 
 
-def check_shapes(subject: Subject) -> Check:
-    """Logits (B, T, V), floating and finite, for a single token, the full block and lengths between."""
-    block = subject.block_size
-    cases = sorted({(1, 1), (1, block), (3, min(7, block)), (2, max(1, block // 2))})
-    problems, right = [], []
-    for batch, length in cases:
-        try:
-            problem = _shape_problem(subject, batch, length)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # the model is a stranger's code: whatever it raises is the finding
-            problem = locate(error), _error_advice(error, block)
-        if problem:
-            problems.append((f"input ({batch}, {length}): {problem[0]}", problem[1]))
-        else:
-            right.append((batch, length))
-    subject.length = max((length for _, length in right), default=0)
-    shown = " ".join(f"({batch}, {length})" for batch, length in cases)
-    threshold = f"(B, T, {subject.vocab_size}), floating, finite"
-    values = {"cases": len(cases), "right": len(right), "longest": subject.length}
-    if not problems:
-        measured = f"all {len(cases)} inputs (B, T) gave (B, T, V): {shown}"
-        return Check("shapes", "pass", measured, threshold, values=values)
-    measured = f"{len(problems)} of {len(cases)} inputs failed. {problems[0][0]}"
-    return Check("shapes", "fail", measured, threshold, problems[0][1], values=values)
-
-
-def _shape_problem(subject: Subject, batch: int, length: int) -> tuple[str, str] | None:
-    ids, vocab = subject.tokens(batch, length), subject.vocab_size
-    subject.model.eval()
-    subject.reseed()
-    with torch.no_grad():
-        out = subject.model(ids)
-    want = (batch, length, vocab)
-    if not isinstance(out, torch.Tensor):
-        kind = type(out).__name__
-        return (
-            f"returns a {kind}, expected a tensor (B, T, V)",
-            f"Return the logits alone from forward(), or wrap the model so that the {kind} is unpacked.",
-        )
-    got = tuple(out.shape)
-    if got != want:
-        return f"returned {got}, expected {want}", _shape_advice(got, want)
-    if not out.is_floating_point():
-        return f"returned {out.dtype}", "Return the scores, before any argmax: training needs a slope."
-    if not torch.isfinite(out).all():
-        share = 1 - torch.isfinite(out).float().mean().item()
-        return (
-            f"{share:.0%} of the logits are NaN or infinite; {_first_nonfinite(subject.model, ids)}",
-            "Look at that module: a row of attention in which everything is masked, a division by zero, a "
-            "square root or logarithm of a negative number, or weights that already hold NaN are the usual causes.",
-        )
-    return None
-
-
-def _shape_advice(got: tuple, want: tuple) -> str:
-    batch, length, vocab = want
-    if got == (batch, vocab, length):
-        return "The last two axes are swapped: end forward() with logits.transpose(1, 2), or leave out yours."
-    if got == (length, batch, vocab):
-        return "Batch and time are swapped: the model expects (T, B). Use batch_first=True, or transpose."
-    if got == (batch, vocab):
-        return "Only one position is answered. A language model scores every one: drop the [:, -1]."
-    if got == (batch * length, vocab):
-        return "Batch and time are merged: end with logits.view(B, T, V)."
-    if len(got) == 3 and got[:2] == (batch, length):
-        return (
-            f"The output layer gives {got[2]} scores per position but the vocabulary has {vocab} tokens: "
-            "make its out_features equal vocab_size (or pass the padded size, if it is padded on purpose)."
-        )
-    return "Follow the shapes through forward() to the first that surprises you; the last must be (B, T, V)."
-
-
-def _error_advice(error: Exception, block: int) -> str:
-    if isinstance(error, IndexError) or "out of range" in str(error):
-        return (
-            "A lookup left its table: the token embedding needs vocab_size rows, position embeddings need "
-            f"at least block_size = {block} rows."
-        )
-    if isinstance(error, TypeError):
-        return "forward(input_ids) must work with token ids alone: give other arguments defaults."
-    return "Open that line: forward() must work for any batch size and any length up to block_size."
-
-
-def _first_nonfinite(model: nn.Module, ids: torch.Tensor) -> str:
-    for name, tensor in model.named_parameters():
-        if not torch.isfinite(tensor).all():
-            return f"the parameter {name} holds them already"
-    found = []
-
-    def watch(name):
-        def hook(module, args, out):
-            if isinstance(out, torch.Tensor) and not found and not torch.isfinite(out).all():
-                found.append(f"first in the output of {name or 'the model itself'} ({type(module).__name__})")
-
-        return hook
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
-    try:
-        with torch.no_grad():
-            model(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found[0] if found else "no single module is to blame"
-
-
+@because("Training averages over unrelated texts: what one text says must not change what another is answered.")
 def check_batch(subject: Subject) -> Check:
     """A sequence's logits do not depend on its neighbours in the batch, in either mode."""
-    ids = subject.tokens(3, min(subject.length, 64))
+    ids = subject.tokens(3, subject.affordable(64, 3))
     others = torch.cat([ids[:1], subject.other(ids[1:])])
     moved = {}
     for mode in ("evaluation", "training")[: min(2, subject.length)]:
@@ -168,100 +59,16 @@ def check_batch(subject: Subject) -> Check:
     return say("warn", measured, advice=advice)
 
 
-def check_causality(subject: Subject) -> Check:
-    """A later token must not move earlier logits; with causal=None it only says which kind this is."""
-    length = min(subject.length, LONGEST)
-    wanted = {True: "future tokens move nothing", False: "future tokens are seen", None: "reported only"}
-    say = partial(Check, "causality", threshold=wanted[subject.causal])
-    if length < 2:
-        return say("skip", "needs two positions")
-    subject.wake()
-    ids = subject.tokens(1, length)
-    base = subject.logits(ids)
-    seen, ahead, amount, tried = length, 0, 0.0, 0
-    start = time.perf_counter()
-    for place in dict.fromkeys((length - 1, 1, length // 2, length // 4, 3 * length // 4, 2)):
-        if not 0 < place < length or (tried > 1 and time.perf_counter() - start > PROBE_SECONDS):
-            continue
-        moved = _moved_by(subject, ids, base, place)[:place]
-        leaks = (moved > subject.moved).nonzero().flatten().tolist()
-        tried += 1
-        if leaks:
-            seen, ahead = min(seen, leaks[0]), max(ahead, place - leaks[0])
-            amount = max(amount, moved.max().item())
-    values = {"causal": ahead == 0, "sees_ahead": ahead, "moved": amount, "length": length}
-    say = partial(say, values=values | {"positions_tried": tried})
-    if not ahead:
-        measured = f"causal: changing a token at {tried} of {length} positions moved no earlier logits"
-        if subject.causal is not False:
-            return say("pass", measured)
-        advice = (
-            "The model was declared bidirectional but looks only back: leave the causal mask out for "
-            "masked-token training, or declare it causal."
-        )
-        return say("warn", measured, advice=advice)
-    measured = (
-        f"bidirectional: position {seen} is the first that sees a later token, up to {ahead} ahead; logits "
-        f"moved by {amount:.2g} of their scale"
-    )
-    if not subject.causal:
-        return say("pass", measured)
-    if ahead <= 3 and length > 8:
-        advice = (
-            f"The mask is off by one: it lets {ahead} token(s) too many through. Position t may see 0..t, "
-            "as in torch.tril(torch.ones(T, T)), diagonal=0. A convolution must be padded on the left "
-            "only."
-        )
-    else:
-        advice = (
-            "The causal mask is missing: use F.scaled_dot_product_attention(q, k, v, is_causal=True), or "
-            "set scores above the diagonal to -inf before the softmax. Without it the training loss falls "
-            "to nothing, because the answer is in the input, and generation fails. For a BERT-like model "
-            "say causal=False."
-        )
-    return say("fail", measured, advice=advice)
-
-
-def check_context(subject: Subject) -> Check:
-    """Other tokens do matter: a model that sees each token alone cannot learn language."""
-    length = min(subject.length, LONGEST)
-    say = partial(Check, "context", threshold="earlier tokens move later logits")
-    if length < 2:
-        return say("skip", "needs two positions")
-    subject.wake()
-    ids = subject.tokens(1, length)
-    base = subject.logits(ids)
-    reach, own = 0, True
-    for place in dict.fromkeys((0, length // 2, length - 2)):
-        moved = _moved_by(subject, ids, base, place) > 0.1 * subject.moved
-        own = own and bool(moved[place])
-        later = moved[place + 1 :].nonzero().flatten().tolist()
-        reach = max(reach, later[-1] + 1 if later else 0)
-    say = partial(say, values={"reach": reach, "sees_own_token": own, "length": length})
-    if not reach:
-        advice = (
-            "Each position is treated alone, as in a lookup table. Check that attention (or the "
-            "recurrence) is called in forward(), that its result is added to the stream, and that the mask "
-            "does not hide the past too."
-        )
-        return say("fail", f"changing a token moved no later logits (length {length})", advice=advice)
-    if not own:
-        advice = (
-            "The mask hides the diagonal, or the input is shifted inside the model. Labels are shifted by "
-            "the trainer, so forward() must not shift."
-        )
-        return say("warn", "the logits of a position do not depend on its own token", advice=advice)
-    return say("pass", f"a token moves logits up to {reach} positions later")
-
-
+@because("Evaluation, resuming and debugging all need the same answer to the same question.")
 def check_determinism(subject: Subject) -> Check:
     """The same input twice in evaluation mode gives the same logits."""
-    ids = subject.tokens(2, min(subject.length, LONGEST))
+    ids = subject.tokens(2, subject.affordable(LONGEST, 2))
     moved = relative(subject.logits(ids), subject.logits(ids, reseed=False))
     threshold = f"differs < {subject.moved:.0e} of the scale"
     say = partial(Check, "determinism", threshold=threshold, values={"moved": moved})
     if moved <= subject.moved:
-        return say("pass", f"the same input twice in eval mode: logits differ by {moved:.1e}")
+        measured = f"the same input twice in eval mode: logits differ by {moved:.1e}"
+        return say("pass", measured + _dropout(subject, ids))
     advice = (
         "Something random stays on after model.eval(). F.dropout is on by default: pass "
         "training=self.training, likewise dropout_p=self.p if self.training else 0.0 to "
@@ -272,23 +79,37 @@ def check_determinism(subject: Subject) -> Check:
     return say("fail", measured, advice=advice)
 
 
+def _dropout(subject: Subject, ids: torch.Tensor) -> str:
+    """In words, whether dropout that is declared does anything in training."""
+    layers = [m for m in subject.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    if not layers:
+        return ""
+    active = not torch.equal(subject.logits(ids, training=True), subject.logits(ids, training=True, reseed=False))
+    state = "active in training only" if active else "declared, but two training passes agree: it is never applied"
+    return f"; dropout ({len(layers)} layers) is {state}"
+
+
+@because("One NaN ends a run for good, and half precision, which training wants, overflows long before fp32.")
 def check_stability(subject: Subject) -> Check:
     """Logits stay finite, alive and moderate for random, constant and repeating input, and in bfloat16."""
-    length = min(subject.length, LONGEST)
+    length = subject.affordable(LONGEST, 2)
     mixed = subject.tokens(2, length)
     pair = subject.tokens(1, 2)[0]
     inputs = {
         "random": mixed,
         "constant": torch.full_like(mixed, pair[0].item()),
         "repeating": pair[torch.arange(length, device=subject.device) % 2].expand(2, length),
+        "lowest id": torch.zeros_like(mixed[:1, :32]),
+        "highest id": torch.full_like(mixed[:1, :32], subject.vocab_size - 1),
     }
-    runs = {name: subject.logits(ids) for name, ids in inputs.items()}
+    sizes: dict[str, float] = {}
+    runs = {"random": _watched(subject, mixed, sizes)}
+    runs |= {name: subject.logits(ids) for name, ids in inputs.items() if name != "random"}
     findings = []
     broken = [name for name, logits in runs.items() if not torch.isfinite(logits).all()]
     if broken:
         advice = (
-            "Divisions and norms need an eps inside the root, and softmax rows must keep at least one open "
-            "position."
+            "Divisions and norms need an eps inside the root, and softmax rows must keep at least one open position."
         )
         findings.append(("fail", f"NaN or infinite logits for {' and '.join(broken)} input", advice))
     logits = runs["random"]
@@ -304,6 +125,14 @@ def check_stability(subject: Subject) -> Check:
             "use std 0.02 for linear layers."
         )
         findings.append((status, f"logits reach {largest:.2g}", advice))
+    loudest = max(sizes, key=sizes.get, default="")
+    values |= {"largest_activation": sizes.get(loudest, 0.0), "loudest": loudest}
+    if loudest and sizes[loudest] > FP16_MAX and not broken:
+        advice = (
+            "In fp16 this becomes infinite: train in bf16 or fp32, or put a norm before that module and draw its "
+            "weights smaller."
+        )
+        findings.append(("warn", f"{loudest} gives {sizes[loudest]:.2g}, beyond fp16's 65504", advice))
     if (logits >= 0).all() and ((logits.sum(-1) - 1).abs() < 1e-3).all():
         advice = (
             "Drop the softmax at the end of forward(): cross-entropy applies its own, and two of them nearly "
@@ -312,10 +141,30 @@ def check_stability(subject: Subject) -> Check:
         findings.append(("fail", "the output is probabilities (every row sums to 1), not logits", advice))
     if not subject.half and not broken:
         findings += _bf16(subject, mixed, logits, values)
-    good = f"logits finite, largest {largest:.2g}, std {spread:.2g}"
+    good = f"logits finite for {', '.join(inputs)} input, largest {largest:.2g}, std {spread:.2g}"
+    good += f"; largest activation {sizes[loudest]:.2g} ({loudest}), fp16 holds 65504" if loudest else ""
     good += f"; bf16 within {values['bf16_apart']:.1%}" if "bf16_apart" in values else ""
     threshold = f"finite, not constant, < {HUGE:.0e}; bf16 within {BF16_APART:.0%}"
     return judged("stability", findings, good, threshold, values)
+
+
+def _watched(subject: Subject, ids: torch.Tensor, sizes: dict[str, float]) -> torch.Tensor:
+    """The logits, and into `sizes` the largest number each module gave on the way to them."""
+
+    def watch(name):
+        def hook(module, args, out):
+            if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel():
+                sizes[name] = max(sizes.get(name, 0.0), out.detach().abs().max().item())
+
+        return hook
+
+    named_modules = [(name, module) for name, module in subject.model.named_modules() if name]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in named_modules]
+    try:
+        return subject.logits(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _collapsed(subject: Subject, ids: torch.Tensor, spread: float) -> tuple[str, str, str]:
@@ -341,7 +190,7 @@ def _constant(logits: torch.Tensor) -> bool:
 
 
 def _spreads(logits: torch.Tensor) -> tuple[float, float]:
-    return logits.std(-1).mean().item(), logits.flatten(0, 1).std(0).mean().item()
+    return logits.std(-1).mean().item(), logits.flatten(0, -2).std(0).mean().item()
 
 
 def _bf16(subject: Subject, ids: torch.Tensor, logits: torch.Tensor, values: dict) -> list:
@@ -349,9 +198,7 @@ def _bf16(subject: Subject, ids: torch.Tensor, logits: torch.Tensor, values: dic
         with torch.autocast(subject.device.type, dtype=torch.bfloat16):
             rough = subject.logits(ids)
     except Exception as error:  # the model's code, or a kernel without bfloat16
-        return [
-            ("warn", f"fails under bf16 autocast: {locate(error)}", "Train in fp32, or cast at that line.")
-        ]
+        return [("warn", f"fails under bf16 autocast: {locate(error)}", "Train in fp32, or cast at that line.")]
     center = logits - logits.mean(-1, keepdim=True)  # softmax does not see a shift of all logits
     apart = (rough - rough.mean(-1, keepdim=True) - center).square().mean().sqrt()
     values["bf16_apart"] = (apart / center.square().mean().sqrt().clamp_min(1e-12)).item()
@@ -359,11 +206,3 @@ def _bf16(subject: Subject, ids: torch.Tensor, logits: torch.Tensor, values: dic
         return []
     advice = "Keep norms, softmax and the residual stream in fp32, or train wholly in fp32."
     return [("warn", f"bf16 logits are {values['bf16_apart']:.0%} away from fp32", advice)]
-
-
-def _moved_by(subject: Subject, ids: torch.Tensor, base: torch.Tensor, place: int) -> torch.Tensor:
-    """How far each position's logits move (T,), in units of their spread, if the token at `place` changes."""
-    changed = ids.clone()
-    changed[:, place] = subject.other(ids[:, place])
-    moved = (subject.logits(changed) - base).abs().amax((0, 2)) / base.std().clamp_min(1e-12)
-    return torch.nan_to_num(moved, nan=float("inf"))

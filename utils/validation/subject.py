@@ -12,8 +12,19 @@ import torch.nn.functional as F
 from torch import nn
 
 MOVED = 1e-5  # of the logits' scale: two float32 runs of the same shape that differ by more really differ
+RATE = {"cpu": 5e10, "cuda": 5e12}  # operations per second that are assumed where a check sizes its batches
 NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 STDLIB = sysconfig.get_paths()["stdlib"]
+
+
+def because(why: str):
+    """Mark a check with one sentence on why its answer matters; the runner puts it on every `Check` it gives."""
+
+    def mark(check):
+        check.why = why
+        return check
+
+    return mark
 
 
 class Subject:
@@ -23,10 +34,21 @@ class Subject:
     is why everything is saved here and `close` gives it back as found.
     """
 
-    def __init__(self, model: nn.Module, vocab_size: int, block_size: int, causal: bool | None, seed: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        vocab_size: int,
+        block_size: int,
+        causal: bool | None,
+        seed: int,
+        task: str = "causal",
+    ):
         self.original = getattr(model, "_orig_mod", model)  # compiled: every new shape would compile again
         self.vocab_size, self.block_size, self.causal, self.seed = vocab_size, block_size, causal, seed
+        self.task = task  # causal, masked, seq2seq or classification
         self.length = 0  # the longest sequence that is known to work; 0 until `check_shapes` says so
+        self.classes = 0  # how many classes a classifier tells apart; 0 until `check_shapes` says so
+        self.flops = 0.0  # of a forward pass, per token; 0 until `check_shapes` says so
         try:
             self.model = copy.deepcopy(self.original)
         except Exception:  # a stranger's class: a cached activation, a lock or a generator refuses
@@ -86,23 +108,67 @@ class Subject:
         return self.alphabet[torch.cat(decks)[:count]].view(batch, length).to(self.device)
 
     def targets(self, batch: int, length: int) -> torch.Tensor:
-        """Ids (batch, length) drawn independently: nothing can predict them."""
+        """Ids (batch, length) drawn independently: nothing can predict them. A classifier's are classes (batch,)."""
+        if self.task == "classification":
+            return torch.randint(max(self.classes, 2), (batch,), generator=self.generator).to(self.device)
         draws = torch.randint(len(self.alphabet), (batch, length), generator=self.generator)
         return self.alphabet[draws].to(self.device)
 
     def other(self, ids: torch.Tensor) -> torch.Tensor:
         """The same shape with another token in every place."""
-        place = torch.searchsorted(self.alphabet, ids.cpu())
+        place = torch.searchsorted(self.alphabet, ids.cpu().contiguous())
         shift = torch.randint(1, len(self.alphabet), ids.shape, generator=self.generator)
         return self.alphabet[(place + shift) % len(self.alphabet)].to(self.device)
 
-    def logits(self, ids: torch.Tensor, training: bool = False, reseed: bool = True) -> torch.Tensor:
-        """Logits (B, T, V) as float32, without gradients."""
+    @property
+    def outcomes(self) -> int:
+        """Among how many answers a guess is drawn: ids, or classes."""
+        return self.classes if self.task == "classification" else len(self.alphabet)
+
+    def affordable(self, length: int, batch: int = 1, seconds: float = 0.25) -> int:
+        """The most positions, up to `length`, that a forward pass of `batch` sequences takes in about `seconds`.
+
+        Counted in operations, not by a clock, so that a busy machine measures what an idle one does.
+        """
+        tokens = seconds * RATE.get(self.device.type, RATE["cpu"]) / max(self.flops, 1.0) / batch
+        return max(1, min(length, self.length, max(16, int(tokens))))
+
+    def source(self, batch: int, length: int = 32, seed: int = 0) -> torch.Tensor:
+        """What an encoder-decoder reads: ids (batch, S), row i always the same whatever the batch."""
+        length = min(self.block_size, length)
+        rows = [torch.Generator().manual_seed(self.seed + row + 7919 * seed) for row in range(batch)]
+        draws = [torch.randint(len(self.alphabet), (length,), generator=generator) for generator in rows]
+        return self.alphabet[torch.stack(draws)].to(self.device)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether forward() has an `attention_mask` that means 1 = real, 0 = padding."""
+        return bool(getattr(self.model, "supports_attention_mask", False))
+
+    def run(
+        self, ids: torch.Tensor, source: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The model's own output for `ids`, in whatever mode it is; a decoder gets `source` beside them.
+
+        `mask` (1 = real, 0 = padding) is over what is read: `ids`, or an encoder-decoder's source.
+        """
+        more = {} if mask is None else {"attention_mask": mask}
+        if self.task == "seq2seq":
+            return self.model(self.source(len(ids)) if source is None else source, ids, **more)
+        return self.model(ids, **more)
+
+    def logits(self, ids: torch.Tensor, training: bool = False, reseed: bool = True, **more) -> torch.Tensor:
+        """Logits (B, T, V), or (B, K) of a classifier, as float32, without gradients; `more` is `run`'s."""
         self.model.train(training)
         if reseed:
             self.reseed()
         with torch.no_grad():
-            return self.model(ids).float()
+            return self.run(ids, **more).float()
+
+    def loss(self, ids: torch.Tensor, targets: torch.Tensor, **more) -> torch.Tensor:
+        """What training minimises: the mean cross-entropy and whatever the model adds in `aux_loss`."""
+        loss, extra = loss_of(self.run(ids, **more), targets), getattr(self.model, "aux_loss", None)
+        return loss + extra if isinstance(extra, torch.Tensor) and extra.requires_grad else loss
 
     def wake(self) -> int:
         """Open the paths that parameters of (almost) zero close, by small numbers; `reset` undoes it.
@@ -148,15 +214,15 @@ def locate(error: BaseException) -> str:
 
 
 def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats per token; logits (B, T, V), targets (B, T)."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    """Mean cross-entropy in nats; logits (B, T, V) and targets (B, T), or logits (B, K) and classes (B,)."""
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
 
 
 def backward(subject: Subject, ids: torch.Tensor, targets: torch.Tensor) -> float | None:
     """Loss of one training-mode pass, gradients left on the parameters; None where it depends on none."""
     subject.model.train()
     subject.reseed()
-    loss = loss_of(subject.model(ids), targets)
+    loss = subject.loss(ids, targets)
     if not loss.requires_grad:
         return None
     loss.backward()

@@ -132,7 +132,7 @@ def test_the_table_names_types_in_words():
     assert words["train.max_steps"] == "int"
     assert words["train.learning_rate"] == "float"
     assert words["train.deterministic"] == "bool"
-    assert words["model.kind"] == "gpt | llama"
+    assert words["model.kind"] == "gpt | llama | bdh | builder | hub | folder"
 
 
 @pytest.mark.parametrize("section", ["model", "data", "train", "checkpoint"])

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ CASES = [("gpt", SHAPE), ("llama", SHAPE), ("llama", SHAPE.model_copy(update={"n
 
 class ByteTokenizer:
     """A token is a UTF-8 byte."""
+
+    vocab_size = 256
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -48,6 +51,35 @@ def test_cached_equals_uncached(kind: str, shape: ModelShape, prompt_length: int
         assert fast == slow
         assert len(fast) == 36
         assert len(set(fast)) > 3  # not the same token for ever, which would prove little
+
+
+@pytest.mark.parametrize("prompt_length", [1, 5, 31])
+def test_a_model_without_a_longest_text_never_forgets(prompt_length: int) -> None:
+    model, lengths = lively("bdh", SHAPE.model_copy(update={"n_hidden": 64})), []
+    model.chunk = 10  # the slow path in chunks, too
+    prompt = torch.randint(50, (1, prompt_length))
+    for temperature in (0.0, 1.0):
+        slow = list(generate_ids(model, prompt, 3 * 12, temperature, use_cache=False))
+        hook = model.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+        assert list(generate_ids(model, prompt, 3 * 12, temperature)) == slow
+        hook.remove()
+        assert len(set(slow)) > 3
+    assert lengths == 2 * [prompt_length, *[1] * 35]
+
+
+def test_a_model_from_elsewhere_takes_the_slow_path() -> None:
+    class Elsewhere(nn.Module):
+        """Knows nothing of caches, and has no shape of ours."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.shape = inner, SimpleNamespace(vocab_size=50, block_size=12)
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.inner(input_ids)
+
+    model = lively()
+    assert list(generate_ids(Elsewhere(model), [1, 2], 30)) == list(generate_ids(model, [1, 2], 30))
 
 
 def test_the_model_reads_each_token_once_while_the_window_stands() -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from utils.config.schema import ModelShape
-from utils.inference.kv_cache import KVCache
+from utils.inference.kv_cache import KVCache, make_cache
+from utils.models.bdh_state import BDHState
 from utils.models.registry import build_model
 
 SHAPE = ModelShape(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=50)
@@ -35,6 +36,17 @@ def test_for_model_reads_shape_and_dtype() -> None:
         assert cache.keys.shape == cache.values.shape == (2, 2, 2, 16, 8)
         assert cache.keys.dtype == torch.bfloat16
         assert (cache.length, cache.capacity) == (0, 16)
+
+
+def test_each_model_gets_its_kind_of_cache() -> None:
+    wrapped = nn.Sequential()
+    wrapped.add_module("module", build_model("bdh", SHAPE))
+    assert isinstance(make_cache(wrapped, batch=2), BDHState)
+    assert make_cache(wrapped, batch=2).sums[1].shape == (4, 2, 1024, 32)
+    assert isinstance(make_cache(build_model("gpt", SHAPE)), KVCache)
+    stranger = nn.Linear(2, 2)
+    stranger.shape = (2, 2)
+    assert make_cache(stranger) is None
 
 
 def test_a_full_cache_says_so() -> None:

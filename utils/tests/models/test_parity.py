@@ -19,9 +19,18 @@ CASES = [("gpt", PLAIN), ("gpt", UNTIED), ("llama", PLAIN), ("llama", GROUPED), 
 
 def transformers_gpt(shape: ModelShape) -> GPT2LMHeadModel:
     config = GPT2Config(
-        vocab_size=shape.vocab_size, n_positions=shape.block_size, n_embd=shape.n_embd, n_layer=shape.n_layer,
-        n_head=shape.n_head, n_inner=shape.n_hidden or None, tie_word_embeddings=shape.tie_embeddings,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        vocab_size=shape.vocab_size,
+        n_positions=shape.block_size,
+        n_embd=shape.n_embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_inner=shape.n_hidden or None,
+        tie_word_embeddings=shape.tie_embeddings,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
         attn_implementation="eager",
     )
     return GPT2LMHeadModel(config)
@@ -44,10 +53,16 @@ def gpt_weights(theirs: GPT2LMHeadModel) -> dict[str, Tensor]:
 
 def transformers_llama(shape: ModelShape, mlp_width: int) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=shape.vocab_size, max_position_embeddings=shape.block_size, hidden_size=shape.n_embd,
-        intermediate_size=mlp_width, num_hidden_layers=shape.n_layer, num_attention_heads=shape.n_head,
-        num_key_value_heads=shape.n_kv_head or shape.n_head, rms_norm_eps=1e-5,
-        tie_word_embeddings=shape.tie_embeddings, attn_implementation="sdpa",
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.block_size,
+        hidden_size=shape.n_embd,
+        intermediate_size=mlp_width,
+        num_hidden_layers=shape.n_layer,
+        num_attention_heads=shape.n_head,
+        num_key_value_heads=shape.n_kv_head or shape.n_head,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=shape.tie_embeddings,
+        attn_implementation="sdpa",
     )
     return LlamaForCausalLM(config)
 

@@ -59,3 +59,14 @@ def test_it_prints_an_aligned_table_and_becomes_json() -> None:
     assert len({len(line) for line in lines[2:]}) == 1
     assert "tied to token_embedding" in str(summary)
     assert json.loads(json.dumps(summary.to_dict()))["parameters"] == summary.parameters
+
+
+def test_a_bdh_counts_its_shared_weights_once_per_layer():
+    shape = ModelShape(n_layer=3, n_head=2, n_embd=16, n_hidden=64, vocab_size=50, block_size=32)
+    model = build_model("bdh", shape)
+    found = summarize(model)
+    assert found.parameters == 2 * 50 * 16 + 3 * 16 * 64
+    assert found.flops_per_token == 6 * (3 * 5 * 16 * 64 + 16 * 50)
+    one_layer = summarize(build_model("bdh", shape.model_copy(update={"n_layer": 1})))
+    assert one_layer.parameters == found.parameters
+    assert one_layer.flops_per_token < found.flops_per_token

@@ -50,8 +50,7 @@ def test_above_floor(state, text):
 def test_outcome():
     state = {"step": 800, "best_val_loss": 0.75, "best_step": 700, "entropy_floor": 0.5}
     assert outcome(state, "completed") == (
-        "completed at step 800, best validation loss 0.7500 at step 700: "
-        "0.25 nats per token above the best possible"
+        "completed at step 800, best validation loss 0.7500 at step 700: 0.25 nats per token above the best possible"
     )
     assert outcome({**state, "entropy_floor": None}, "interrupted") == (
         "interrupted at step 800, best validation loss 0.7500 at step 700"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.runtime.files import cache_dir, fsync_file, fsync_folder, sha256_file, write_atomic
+from utils.runtime.files import cache_dir, fsync_file, fsync_folder, read_regular, sha256_file, write_atomic
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -147,3 +147,25 @@ def test_the_cache_is_the_users_choice_then_the_systems(monkeypatch, own, xdg, e
         else:
             monkeypatch.setenv(name, value)
     assert cache_dir() == Path(expected)
+
+
+def test_a_plain_file_is_read_up_to_its_limit(tmp_path: Path):
+    (tmp_path / "result").write_bytes(b"12345")
+    assert read_regular(tmp_path / "result", 5) == b"12345"
+    with pytest.raises(ValueError, match="result is longer than the 4 bytes"):
+        read_regular(tmp_path / "result", 4)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "nothing", 5)
+
+
+def test_a_file_that_leads_elsewhere_is_not_read(tmp_path: Path):
+    (tmp_path / "secret").write_text("canary")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "pipe", "folder"):
+        with pytest.raises(ValueError, match=f"{name} is not a plain file"):
+            read_regular(tmp_path / name, 100)
+    os.link(tmp_path / "secret", tmp_path / "second")
+    with pytest.raises(ValueError, match="second has 2 names"):
+        read_regular(tmp_path / "second", 100)

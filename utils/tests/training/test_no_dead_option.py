@@ -8,7 +8,9 @@ import torch
 
 from utils.config.load import load_config
 from utils.config.schema import field_table
+from utils.jobs.launch import prepare_inline
 from utils.runs.folder import RunFolder
+from utils.runtime.files import sha256_file
 from utils.tests.tiny import metrics_of, samples_of, tiny_config, weights_hash
 from utils.training.run import run_training
 
@@ -18,6 +20,10 @@ KEYS = [row[0] for row in field_table()]
 # For each setting: another value, with what it needs beside it. What is compared is in `seen`.
 CHANGES = {
     "model.kind": ["llama"],
+    "model.ref": ["{second}", "model.kind=folder"],
+    "model.revision": None,  # utils/tests/jobs/test_prepare.py: another commit, another model
+    "model.pretrained": ["false", "model.kind=folder", "model.ref={first}"],
+    "model.trust_sha256": None,  # utils/tests/jobs/test_prepare.py: without it the code does not run unboxed
     "model.shape.n_layer": ["2"],
     "model.shape.n_head": ["4"],
     "model.shape.n_kv_head": ["1", "model.kind=llama"],
@@ -31,6 +37,8 @@ CHANGES = {
     "data.path": ["{other}", "data.source=text"],
     "data.size": ["30000"],
     "data.seed": ["1"],
+    "data.task": None,  # utils/tests/training/test_tasks.py: what a model is not made for is refused
+    "data.mask_fraction": ["0.5", "model.kind=builder", "model.ref={encoder}", "model.trust_sha256={encoder_sha}"],
     "data.tokenizer": ["char"],
     "data.vocab_size": ["300", "data.tokenizer=bpe"],
     "data.seq_len": ["8"],
@@ -107,15 +115,26 @@ def books(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, books):
+def places(tmp_path_factory, books) -> dict[str, object]:
+    """Books, two trained runs, and an export that is trained to find hidden tokens."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("first", 1), ("second", 2)):
+        run_training(tiny_config(folder / name, "train.max_steps=2", f"train.seed={seed}"))
+    encoder = Path(__file__).parents[3] / "tests" / "exports" / "encoder"
+    runs = {name: folder / name for name in ("first", "second")}
+    return {**books, **runs, "encoder": encoder, "encoder_sha": sha256_file(encoder / "model.py")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, places):
     """Runs by their overrides, each trained once."""
     done: dict[tuple[str, ...], dict] = {}
 
     def train(*overrides: str) -> dict:
-        words = tuple(sorted(word.format(**books) for word in overrides))
+        words = tuple(sorted(word.format(**places) for word in overrides))
         if words not in done:
             run = tmp_path_factory.mktemp("run") / "run"
-            run_training(tiny_config(run, *words))
+            run_training(prepare_inline(tiny_config(run, *words)))
             done[words] = seen(run)
             torch.use_deterministic_algorithms(False)
         return done[words]
@@ -128,6 +147,8 @@ def test_changing_a_setting_changes_what_can_be_seen(key: str, runs):
     value, *beside = CHANGES[key]
     if key == "data.path":
         base = runs(*beside, "data.path={book}")
+    elif key == "model.ref":
+        base = runs(*beside, "model.ref={first}")
     elif key == "data.source":
         base, beside = runs(), [*beside]
     else:

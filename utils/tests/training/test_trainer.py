@@ -9,6 +9,7 @@ from torch import nn
 from utils.config.schema import ModelShape, TrainConfig
 from utils.data.batches import EvalBatches, TrainBatches
 from utils.data.stories import story_nats, write_stories
+from utils.data.tasks import TaskBatches
 from utils.data.tokenizer import build_tokenizer
 from utils.models.registry import build_model
 from utils.runs.folder import RunFolder
@@ -25,8 +26,9 @@ def trainer(model: nn.Module, ids, tmp_path: Path, val=None, seq_len: int = 32, 
     run.create(tiny_config(tmp_path / "run"))
     val = ids[:1000] if val is None else val
     return Trainer(
-        model, config, TrainBatches(ids, seq_len, config.batch_size, config.seed),
-        EvalBatches(val, seq_len, config.batch_size, config.eval_batches), Recorder(run), CPU, "fp32", floor=floor,
+        model, config, TaskBatches(TrainBatches(ids, seq_len, config.batch_size, config.seed)),
+        TaskBatches(EvalBatches(val, seq_len, config.batch_size, config.eval_batches)), Recorder(run), CPU, "fp32",
+        floor=floor,
     )  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def test_one_step_equals_plain_torch(tmp_path: Path, stories):
          {"params": [p for p in oracle.parameters() if p.dim() == 1], "weight_decay": 0.0}],
         lr=0.01, betas=(0.9, 0.99), foreach=False,
     )  # fmt: skip
-    input_ids, labels = run.train.batch(0)
+    (input_ids,), labels = run.train.batch(0)
     expected = nn.functional.cross_entropy(oracle(input_ids).flatten(0, 1), labels.flatten())
     expected.backward()
     before_clip = torch.nn.utils.clip_grad_norm_(oracle.parameters(), 0.5)

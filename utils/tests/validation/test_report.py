@@ -10,9 +10,7 @@ import pytest
 from utils.validation.report import STATUSES, WIDTH, Check, Report, judged, named
 
 GOOD, WARN = Check("shapes", "pass", "all right"), Check("context", "warn", "far", "near", "look at it")
-BAD = Check(
-    "causality", "fail", 'it <leaks> & "moves"', "nothing moves", "close the <script>mask</script>", 0.5
-)
+BAD = Check("causality", "fail", 'it <leaks> & "moves"', "nothing moves", "close the <script>mask</script>", 0.5)
 SKIP = Check("speed", "skip", "no clock")
 
 
@@ -75,9 +73,7 @@ def test_checks_are_frozen_and_know_four_statuses():
 
 
 def test_text_is_aligned_and_fits():
-    long = Check(
-        "a very long name of a check", "fail", "word " * 40 + "x" * 80, "limit " * 12, "do this " * 30
-    )
+    long = Check("a very long name of a check", "fail", "word " * 40 + "x" * 80, "limit " * 12, "do this " * 30)
     lines = str(Report("Is it sound?", [GOOD, long, WARN])).splitlines()
     assert max(map(len, lines)) <= WIDTH == 110
     rule = next(line for line in lines if line.startswith("----"))
@@ -134,3 +130,94 @@ def test_judged_lets_the_worst_finding_decide():
     assert (check.status, check.measured, check.advice) == ("fail", "f; w", "do f. do w.")
     assert judged("a", [], "fine", "t", {}).measured == "fine"
     assert named(list("abcdef")) == "a, b, c, d and 2 more"
+
+
+FIGURE = {"kind": "bars", "title": "Ranks", "labels": ["<i>a</i>"], "values": [1.0], "y_label": "rank"}
+DRAWN = Check("rank", "pass", "lowest 3", why="so that <i>you</i> see", figure=FIGURE, tier=2, values={"n": [1, None]})
+
+
+def test_tiers_have_headings_where_there_are_several():
+    report = Report("t", [DRAWN, GOOD])
+    text, html = str(report), Page(report._repr_html_())
+    for shown in (text, html.text):
+        assert shown.index("Tier 1: is it sound?") < shown.index("shapes") < shown.index("Tier 2: how does it behave?")
+        assert shown.index("Tier 2") < shown.index("lowest 3")
+    assert "Tier" not in str(Report("t", [DRAWN]))
+    assert Report("t", [Check("a", "fail", "b", tier=3), GOOD]).verdict == "not sound"
+    with pytest.raises(ValueError, match=r"tier must be one of 1, 2, 3; got 4"):
+        Check("a", "pass", "b", tier=4)
+    assert Report("a", [GOOD]).merge(Report("b", [DRAWN])).checks == (GOOD, DRAWN)
+
+
+def test_html_shows_why_and_the_figure():
+    page = Page(Report("t", [DRAWN])._repr_html_())
+    assert "so that <i>you</i> see" in page.text
+    assert page.tags.count("img") == 1
+    assert "i" not in page.tags
+    broken = Page(Report("t", [Check("a", "pass", "b", figure={"kind": "<i>"})])._repr_html_())
+    assert "The figure cannot be drawn: a figure's kind is one of bars" in broken.text
+    assert "img" not in broken.tags
+
+
+def test_page_is_complete_and_closed(tmp_path):
+    path = Report("<b>Bold</b>", [GOOD, DRAWN, BAD]).save(tmp_path / "report.html")
+    html = path.read_text(encoding="utf-8")
+    assert html.startswith("<!DOCTYPE html>")
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in html
+    assert "prefers-color-scheme: dark" in html
+    assert html.count("data:image/png;base64,") == 1
+    assert not re.search(r"<script|<link|https?:|@import|url\(|<b>| on\w+=", html)
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_dict_is_read_back():
+    report = Report("t", [GOOD, WARN, DRAWN, SKIP])
+    again = Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
+    assert again.to_dict() == Report.from_dict(again.to_dict()).to_dict()
+    assert [check.name for check in again.checks] == ["shapes", "context", "rank", "speed"]
+    assert (again.checks[2].why, again.checks[2].tier) == (DRAWN.why, 2)
+    assert again.checks[2].figure == FIGURE | {"log": False}
+    assert again.checks[2].values == {"n": [1, None]}
+    assert str(again) == str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"status": "great"}, "status must be one of"),
+        ({"status": None}, "status must be text; got NoneType"),
+        ({"name": 3}, "name must be text; got int"),
+        ({"seconds": "1"}, "seconds must be a number"),
+        ({"seconds": float("nan")}, "seconds must be a number"),
+        ({"tier": 9}, "tier must be one of 1, 2, 3; got 9"),
+        ({"tier": True}, "tier must be one of"),
+        ({"tier": [1]}, "tier must be one of"),
+        ({"values": [1]}, "values are a dict; got list"),
+        ({"values": {"a": {"b": {"c": {"d": {"e": {"f": {"g": 1}}}}}}}}, "deeper than 6"),
+        ({"values": {"a": [0] * 20_001}}, "more than 20,000 items"),
+        ({"values": {"a": 10**400}}, "values are numbers"),
+        ({"values": {"a": b"x"}}, "got bytes"),
+    ],
+)
+def test_a_hostile_dict_is_refused(change, said):
+    found = Report("t", [GOOD]).to_dict()
+    found["checks"][0] |= change
+    with pytest.raises(ValueError, match=said):
+        Report.from_dict(found)
+
+
+def test_a_hostile_dict_is_cleaned():
+    found = Report("t", [DRAWN]).to_dict() | {"verdict": "sound", "title": "a\x1b[2Jb"}
+    found["checks"][0] |= {
+        "status": "fail", "measured": "x" * 3000 + "\x00", "figure": {"kind": "bars"}, "values": {"v": float("inf")}
+    }  # fmt: skip
+    report = Report.from_dict(found)
+    assert report.title == "a[2Jb"
+    assert report.verdict == "not sound"
+    assert len(report.checks[0].measured) == 2000
+    assert report.checks[0].figure is None
+    assert "Its figure was left out: labels must be a list" in report.checks[0].advice
+    assert report.checks[0].values == {"v": None}
+    for wrong in (None, [], {}, {"title": "t", "checks": [GOOD]}, {"title": "t", "checks": [{}] * 201}, {"checks": []}):
+        with pytest.raises(ValueError, match="a report|a check|a list"):
+            Report.from_dict(wrong)

@@ -1,0 +1,121 @@
+"""What has to happen before a run's worker starts: its model is fetched, looked at, pinned and fitted to. No torch.
+
+The worker then reads local files only. A model from elsewhere goes into the run's own `source/`, and source.json
+says where it came from and what it is; a run that has them is gone on with without looking anywhere else.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.config.schema import BUILT_IN, RunConfig
+from utils.data.tokenizer import tokens_needed
+from utils.jobs.describe import describe_model
+from utils.jobs.find_model import FoundModel, find_model
+from utils.models.diagnose import diagnose
+from utils.models.findings import ExportError
+from utils.models.source import PUBLISHED, check_files
+from utils.models.source_files import SOURCE
+from utils.runs.folder import RunFolder
+from utils.runs.model_folder import model_folder
+from utils.runtime.files import fsync_folder, sha256_file
+
+OF_A_RUN = ("optimizer.safetensors", "trainer.json", "MANIFEST.json")  # what a checkpoint has beside the model
+BYTES = 256  # the tokens a byte or bpe tokenizer has at least
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can be started."""
+
+    config: RunConfig
+    """The settings, fitted to a model from elsewhere."""
+    found: FoundModel | None = None
+    """That model, as it lies here."""
+    facts: dict[str, Any] | None = None
+    """What it is."""
+    notes: tuple[str, ...] = ()
+    """Which settings were changed to fit it."""
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Fetch and look at the model that `config` names, and fit the settings to it; a built-in needs nothing.
+
+    Raises ValueError or FileNotFoundError (an ExportError for a broken export) with what is wrong and what to do.
+    """
+    if config.model.kind in BUILT_IN:
+        return Prepared(config)
+    run = RunFolder(config.run_dir)
+    known = run.read_json("source")
+    if known and run.exists() and run.config().model.ref == config.model.ref:
+        found = FoundModel(config.model.ref, config.model.kind, str(run.path / SOURCE))
+        _check_unchanged(run, known["files"])
+        facts = known["facts"]
+        revision = known["source"].get("revision", "") if config.model.revision == "" else config.model.revision
+    else:
+        found = _find(config)
+        facts = describe_model(found, config.model.trust_sha256)
+        revision = found.source.revision if found.source else ""
+    fitted, notes = fit(config, facts)
+    model = fitted.model.model_copy(update={"revision": revision})
+    return Prepared(fitted.model_copy(update={"model": model}), found, facts, notes)
+
+
+def place(prepared: Prepared) -> None:
+    """Copy the model's files into the run folder, which holds its settings already, and say so in source.json."""
+    run, found = RunFolder(prepared.config.run_dir), prepared.found
+    if found is None or (run.path / "source.json").exists():
+        return
+    target, building = run.path / SOURCE, run.path / f"{SOURCE}.tmp"
+    shutil.rmtree(building, ignore_errors=True)
+    shutil.copytree(found.where, building, ignore=shutil.ignore_patterns(*OF_A_RUN))
+    shutil.rmtree(target, ignore_errors=True)
+    building.rename(target)
+    fsync_folder(run.path)
+    files = {str(path.relative_to(target)): sha256_file(path) for path in sorted(target.rglob("*")) if path.is_file()}
+    told = found.source.to_dict() if found.source else {"ref": found.name, "kind": found.kind}
+    run.write_json("source", {"source": told, "facts": prepared.facts, "files": files})
+
+
+def fit(config: RunConfig, facts: dict[str, Any]) -> tuple[RunConfig, tuple[str, ...]]:
+    """The settings with lengths and vocabulary lowered to what the model can take, and each change in words.
+
+    Raises ValueError where its vocabulary has no room for any tokenizer of that kind.
+    """
+    data, rows, longest = config.data, int(facts["vocab_size"]), int(facts["block_size"])
+    room = rows - tokens_needed(str(facts["task"]), 0)
+    changes: dict[str, Any] = {}
+    if data.tokenizer in ("bpe", "byte") and room < BYTES:
+        changes["tokenizer"] = "char"
+    elif data.tokenizer == "bpe" and room == BYTES:
+        changes["tokenizer"] = "byte"
+    elif data.tokenizer == "bpe" and data.vocab_size > room:
+        changes["vocab_size"] = room
+    if data.seq_len > longest:
+        changes["seq_len"] = longest
+    why = {"seq_len": f"the model reads at most {longest} tokens", "task": "what the model is made for"}
+    notes = [f"data.{key}={value}: {why.get(key, f'its table has {rows} tokens')}" for key, value in changes.items()]
+    return config.model_copy(update={"data": data.model_copy(update=changes)}), tuple(notes)
+
+
+def _find(config: RunConfig) -> FoundModel:
+    kind, ref = config.model.kind, config.model.ref
+    if kind == "folder":
+        return FoundModel(ref, kind, str(model_folder(Path(ref))))
+    found = find_model(ref, config.model.revision)
+    if found.kind != kind:
+        raise ValueError(f"model.ref={ref} is a model of kind {found.kind}: set model.kind={found.kind}")
+    if found.kind == "builder":
+        where = Path(found.where)
+        wrong = diagnose((where / PUBLISHED[0]).read_text(encoding="utf-8"), check_files(where))
+        if any(finding.severity == "fail" for finding in wrong):
+            raise ExportError(wrong)
+    return found
+
+
+def _check_unchanged(run: RunFolder, files: dict[str, str]) -> None:
+    for name, sha256 in files.items():
+        path = run.path / SOURCE / name
+        if not path.is_file() or sha256_file(path) != sha256:
+            raise ValueError(f"{path} is not as it was when this run began: bring it back, or start another run")

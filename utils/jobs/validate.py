@@ -1,0 +1,245 @@
+"""Ask whether a model is sound, in a process that may be lost; a hang, a crash or a hunger for memory is an answer.
+
+This side runs nothing of the model's. It reads lines of JSON from the other (`utils/validation/worker.py`), trusts
+none of them, and starts it again after the check that killed it.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.jobs.box import Box, Ending, Limits, start_boxed
+from utils.jobs.describe import consents, last_words
+from utils.jobs.find_model import FoundModel
+from utils.models.diagnose import diagnose
+from utils.models.findings import ExportError, Finding
+from utils.models.inspect_code import inspect_code
+from utils.models.source import check_files
+from utils.runtime.files import read_regular
+from utils.validation.report import Check, Report
+
+POLL = 0.1  # seconds
+CHECK_SECONDS = {1: 120.0, 2: 120.0, 3: 300.0}  # a check that takes longer hangs
+FIRST = (1, "shapes")  # every other check needs it
+CRASHES = 3  # after so many ends in mid-check the rest is not asked
+MOST = 64_000_000  # bytes of answers
+INTERFACE_WHY = "Every check, and training, calls the model in the way found here."
+WALLS_WHY = "The model's code is somebody's program: it runs in a process of its own, which can reach nothing of yours."
+
+
+def validate(
+    found: FoundModel, tiers: Sequence[int] = (1,), trust_sha256: str = "", seed: int = 0, seconds: float = 0.0
+) -> Iterator[Check]:
+    """Every answer about a model as soon as it is there: its code, the walls it runs behind, then the tiers' checks.
+
+    A check that takes longer than `seconds` (0: 2 minutes, in tier 3 5 minutes) is ended, and that is its answer.
+    Raises NotIsolated where its code may not run here, ValueError for a consent to other code.
+    """
+    trusted = consents(found, trust_sha256)
+    told = set()
+    for check in _code_checks(found):
+        told.add(check.name)
+        yield check
+    for group in ([tier for tier in tiers if tier < 3], [tier for tier in tiers if tier == 3]):
+        if group:
+            yield from (check for check in _ask(found, group, trusted, seed, seconds) if check.name not in told)
+
+
+def title(found: FoundModel) -> str:
+    """What a report about this model is called."""
+    return f"Is {found.name} sound?"
+
+
+# --- what is known before anything runs --------------------------------------------------------------------------
+
+
+def _code_checks(found: FoundModel) -> Iterator[Check]:
+    """What can be read from an export without running it: what its code touches, and what cannot work."""
+    if found.code is None:
+        return
+    folder = found.code.parent
+    try:
+        config = check_files(folder)
+    except ExportError as error:
+        yield from map(_as_check, error.findings)
+        return
+    text = found.code.read_text(encoding="utf-8")
+    reading, source = inspect_code(text), found.source
+    origin = ", ".join(
+        f"{what} {value}" for what, value in (
+            ("by", source and source.owner), ("revision", source and source.revision), ("sha256", found.sha256)
+        ) if value
+    )  # fmt: skip
+    touching = bool(reading.counts) or bool(reading.problem)
+    lines = [f"line {use.line}: {use.what}: {use.code}" for use in reading.uses[:8]]
+    yield Check(
+        "code",
+        "warn" if touching else "pass",
+        "; ".join([reading.summary, *lines, f"{reading.lines} lines, {origin}"]),
+        "touches nothing outside the model",
+        "Read those lines. This reading is a lint and no wall: what keeps the code in is the check `walls`."
+        if touching
+        else "",
+        values=reading.to_dict() | {"sha256": found.sha256, "source": source.to_dict() if source else None},
+        why="A model needs arithmetic only; what opens files or the network deserves a look before it runs.",
+    )
+    yield from map(_as_check, diagnose(text, config))
+
+
+def _as_check(finding: Finding) -> Check:
+    place = f"{finding.file}:{finding.line}" if finding.line else finding.file
+    return Check(
+        finding.code,
+        finding.severity,
+        f"{place}: {finding.message}",
+        "",
+        finding.fix,
+        values=finding.to_dict(),
+    )
+
+
+# --- what the boxed process says ---------------------------------------------------------------------------------
+
+
+def _ask(found: FoundModel, tiers: list[int], trusted: bool, seed: int, seconds: float) -> Iterator[Check]:
+    """The answers of one boxed process after another, until every check was asked or too many ended in one."""
+    skip: list[str] = []
+    for attempt in range(CRASHES):
+        with tempfile.TemporaryDirectory(prefix="tbt-validate-") as folder, _Asking(Path(folder), tiers) as asking:
+            asking.start(found, skip, trusted, seed, seconds)
+            if attempt == 0 and tiers[0] < 3 and found.code is not None:
+                yield _walls(asking.box)
+            yield from asking.answers(first=attempt == 0 and tiers[0] < 3)
+            if asking.done:
+                return
+            if asking.current or not skip:
+                yield asking.lost()
+            if asking.current in (None, FIRST):
+                break  # it would not come further the next time either
+            skip += asking.asked
+    yield Check("the rest", "skip", "not asked: the model ends the process that asks it", tier=tiers[-1])
+
+
+class _Asking:
+    """One boxed process, and how far it came."""
+
+    def __init__(self, folder: Path, tiers: list[int]) -> None:
+        self.folder, self.out, self.tiers = folder, folder / "answers.jsonl", tiers
+        self.asked: list[str] = []  # "tier/name" of each check begun
+        self.current: tuple[int, str] | None = None
+        self.done = False
+        self.ending = Ending(0, "")
+        self.hung = 0.0  # seconds after which it was given up
+
+    def __enter__(self) -> "_Asking":
+        self.log = (self.folder / "log.txt").open("w+b")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "box"):
+            self.box.close()
+        self.log.close()
+
+    def start(self, found: FoundModel, skip: list[str], trusted: bool, seed: int, seconds: float) -> None:
+        """Start it. Raises NotIsolated."""
+        self.seconds = seconds
+        read = [*found.read, *(_text_for(found) if 3 in self.tiers else ())]
+        self.box: Box = start_boxed(
+            "utils.validation.worker:main",
+            {"kind": found.kind, "where": found.place, "name": found.name, "tiers": self.tiers, "skip": skip,
+             "out": str(self.out), "seed": seed},
+            read=read, write=[self.folder], limits=Limits(memory_bytes=_memory()), stdout=self.log, stderr=self.log,
+            trusted=trusted,
+        )  # fmt: skip
+
+    def answers(self, first: bool) -> Iterator[Check]:
+        """Each answer as it comes, until the process ends or hangs."""
+        seen, since = 0, time.monotonic()
+        while True:
+            alive = self.box.alive()
+            rows = self._rows()
+            for row in rows[seen:]:
+                since = time.monotonic()
+                yield from self._take(row, first)
+            seen = len(rows)
+            if not alive:
+                break
+            limit = self.seconds or CHECK_SECONDS[self.current[0] if self.current else self.tiers[0]]
+            if time.monotonic() - since > limit:
+                self.hung = limit
+                break
+            time.sleep(POLL)
+        self.ending = self.box.close()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        try:
+            lines = read_regular(self.out, MOST).split(b"\n")[:-1]  # what follows the last line feed is not whole
+        except FileNotFoundError:
+            return []
+        rows = [json.loads(line) for line in lines]
+        return [row for row in rows if isinstance(row, dict)]
+
+    def _take(self, row: dict[str, Any], first: bool) -> Iterator[Check]:
+        if "begin" in row:
+            self.current = (int(row["tier"]), str(row["begin"]))
+            self.asked.append(f"{self.current[0]}/{self.current[1]}")
+        elif "check" in row:
+            (check,) = Report.from_dict({"title": "", "checks": [row["check"]]}).checks
+            yield check
+        elif "findings" in row:
+            yield from (_as_check(Finding(**finding)) for finding in row["findings"])
+        elif "error" in row:
+            advice = "The model could not be built: open that line."
+            yield Check("built", "fail", str(row["error"])[:2000], "builds from its config", advice)
+        elif "facts" in row and first:
+            yield from _facts(row["facts"])
+        self.done = self.done or "done" in row
+
+    def lost(self) -> Check:
+        """The answer to the check that the process did not survive."""
+        tier, name = self.current or (self.tiers[0], "built")
+        how = f"did not end within {self.hung:g} s" if self.hung else self.ending.words or "ended in silence"
+        said = last_words(self.log)
+        measured = f"the process that ran the model {how}" + (f"; its last words: {said}" if said else "")
+        advice = "Look for an endless loop, huge tensors, or code that ends or attacks the process it runs in."
+        return Check(name, "fail", measured, "an answer", advice, tier=tier)
+
+
+def _facts(facts: dict[str, Any]) -> Iterator[Check]:
+    """What the model was taken to be, and what is odd about it."""
+    notes = [str(note) for note in facts.get("notes", ())]
+    measured = "; ".join([f"vocabulary {facts['vocab_size']:,} tokens", *notes])
+    if not notes:
+        measured = f"{facts['class']}, {facts['task']}, {measured}, at most {facts['block_size']:,} tokens"
+    values = {key: facts[key] for key in ("class", "task", "vocab_size", "block_size")}
+    yield Check("interface", "pass", measured[:2000], "found and understood", values=values, why=INTERFACE_WHY)
+    yield from (_as_check(Finding(**finding)) for finding in facts.get("findings", ()))
+
+
+def _walls(box: Box) -> Check:
+    standing = [wall.wall for wall in box.walls if wall.stands]
+    gone = [f"{wall.wall} ({wall.how})" for wall in box.walls if not wall.stands]
+    measured = f"{len(standing)} of {len(box.walls)} walls stand, each tried just now: {', '.join(standing)}"
+    if gone:
+        measured += f". Missing: {'; '.join(gone)}"
+    status = "pass" if box.isolated else "warn"
+    advice = "" if box.isolated else "Not isolated: it runs because you consented to its sha256. docs/untrusted-code.md"
+    return Check("walls", status, measured, "the essential ones stand", advice, why=WALLS_WHY)
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _text_for(found: FoundModel) -> list[Path]:
+    """The stories in the tokens that tier 3 will ask for, made here: the boxed process cannot write the cache."""
+    from utils.data.token_store import open_store
+    from utils.jobs.describe import describe_model
+    from utils.validation.tier3 import tier3_data
+
+    facts = describe_model(found)
+    return [open_store(tier3_data(facts["vocab_size"], facts["block_size"])).folder]
