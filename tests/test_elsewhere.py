@@ -118,7 +118,7 @@ def test_a_gist_is_pinned_to_the_commit_the_run_began_with(tbt, tmp_path: Path):
     with GitHub() as github:
         github.put({path.name: path.read_bytes() for path in (EXPORTS / "decoder").iterdir()})
         environment = {"GITHUB_API_URL": github.url, "TBT_CACHE": str(tmp_path / "cache")}
-        words = ["train", "model.kind=builder", f"model.ref={ID}", *QUICK, "train.max_steps=4", "--run-dir", "run"]
+        words = ["train", "--model", ID, *QUICK, "train.max_steps=4", "--run-dir", "run"]
         done = tbt(*words, env=environment)
         assert done.returncode == 0, done.stderr
         first = RunFolder(tmp_path / "run").read_json("meta")["source"]["revision"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from utils.cli.options import ConfigFile, Overrides, Preset, Trust, read_config
+from utils.cli.options import ConfigFile, ModelName, Overrides, Preset, Revision, Trust, read_config
 
 if TYPE_CHECKING:
     from utils.jobs.launch import Job
@@ -17,6 +17,8 @@ def train(
     overrides: Overrides = None,
     preset: Preset = None,
     config: ConfigFile = None,
+    model: ModelName = "",
+    revision: Revision = "",
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run.")] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Start the run and leave; `tbt status --watch` shows it.")
@@ -29,8 +31,9 @@ def train(
     Ctrl-C saves a checkpoint and stops (exit code 130). Example:
 
     tbt train --preset quickstart data.source=text data.path=book.txt train.max_steps=300 --run-dir runs/book
+    tbt train --model tests/exports/moe train.max_steps=20 --run-dir runs/moe
     """
-    settings = read_config(preset, config, overrides)
+    settings = read_config(preset, config, overrides, model, revision, run_dir)
     if run_dir is not None:
         settings = settings.model_copy(update={"run_dir": str(run_dir)})
     if trust_sha256:

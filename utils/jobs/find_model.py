@@ -40,6 +40,14 @@ class FoundModel:
         """Of that code, which is what a person trusts or not; empty where there is none."""
         return sha256_file(self.code) if self.code else ""
 
+    def settings(self) -> list[str]:
+        """The `key=value` settings that make a run train it; none for a preset, which is settings itself."""
+        if self.kind == "preset":
+            return []
+        revision = self.source.revision if self.source else ""
+        words = {"kind": self.kind, "ref": self.name, "revision": revision}
+        return [f"model.{key}={value}" for key, value in words.items() if value]
+
     @property
     def read(self) -> list[Path]:
         """What a process that builds it has to read: its folder, and what links in it lead to (the Hub's cache)."""
@@ -47,6 +55,14 @@ class FoundModel:
             return []
         folder = Path(self.where).resolve()
         return [folder, *{path.resolve() for path in folder.iterdir() if path.is_symlink()}]
+
+
+def settings_in(path: Path, name: str) -> list[str]:
+    """The `key=value` settings of the run at `path`, if it trains the model called `name`; else none."""
+    run = RunFolder(path)
+    if not run.exists() or (model := run.config().model).ref != name:
+        return []
+    return [f"model.{key}={value}" for key in ("kind", "ref", "revision") if (value := getattr(model, key))]
 
 
 def find_model(name: str, revision: str = "", checkpoint: str = "best") -> FoundModel:

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from IPython.display import HTML, display
 
@@ -61,7 +62,7 @@ def choose_model(name: str, revision: str = "", trust_sha256: str = "") -> Chose
     """
     found = find_model((os.environ.get("TBT_MODEL") or name).strip(), revision.strip())
     REMEMBERED.parent.mkdir(exist_ok=True)
-    write_atomic(REMEMBERED, json.dumps(_settings(found, trust_sha256), indent=2) + "\n")
+    write_atomic(REMEMBERED, json.dumps(_told(found, trust_sha256), indent=2) + "\n")
     return ChosenModel(found, trust_sha256.strip())
 
 
@@ -103,17 +104,15 @@ def model_settings(name: str, revision: str = "", trust_sha256: str = "") -> tup
     An empty name is the model that template.ipynb looked at last, if it did.
     """
     if name.strip():
-        told = _settings(find_model(name.strip(), revision.strip()), trust_sha256)
+        told = _told(find_model(name.strip(), revision.strip()), trust_sha256)
     else:
         try:
             told = json.loads(REMEMBERED.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return "", []
-    if told["kind"] == "preset":
-        return told["ref"], []
-    return "", [f"model.{key}={value}" for key, value in told.items() if value]
+    return told["preset"], told["settings"]
 
 
-def _settings(found: FoundModel, trust_sha256: str) -> dict[str, str]:
-    revision = found.source.revision if found.source else ""
-    return {"kind": found.kind, "ref": found.name, "revision": revision, "trust_sha256": trust_sha256.strip()}
+def _told(found: FoundModel, trust_sha256: str) -> dict[str, Any]:
+    trust = [f"model.trust_sha256={trust_sha256.strip()}"] if trust_sha256.strip() else []
+    return {"preset": found.name if found.kind == "preset" else "", "settings": [*found.settings(), *trust]}
