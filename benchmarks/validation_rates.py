@@ -42,7 +42,11 @@ def main(seeds: int) -> None:
         print(f"| {name} | {planted[name]} | {named[name]} | {asked[name]} | {failed[name]} | {warned[name]} |")
     sums = [sum(column.values()) for column in (planted, named, asked, failed, warned)]
     print("| all | " + " | ".join(map(str, sums)) + " |")
-    print(f"\n{len(BAD)} defects and {len(GOOD)} sound models, {seeds} seeds each.", *missed, sep="\n")
+    print(
+        f"\n{len(BAD)} defects and {len(GOOD)} sound models, {seeds} {'seed' if seeds == 1 else 'seeds'} each.",
+        *missed,
+        sep="\n",
+    )
 
 
 def check(make, task: str, seed: int) -> dict:

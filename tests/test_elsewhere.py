@@ -87,7 +87,7 @@ def test_a_broken_export_does_not_train_and_leaves_nothing(tbt, tmp_path: Path, 
     done = tbt("train", "model.kind=builder", f"model.ref={EXPORTS / name}", *QUICK, "--run-dir", "run")
     assert done.returncode == 2
     assert "model.py:" in done.stderr
-    assert "Fix:" in done.stderr
+    assert "\n  -> " in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 

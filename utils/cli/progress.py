@@ -17,6 +17,9 @@ PLAIN_EVERY = 5.0  # seconds between plain lines, when nothing was evaluated in 
 
 def follow(job: Job) -> int:
     """Show a run until it ends, say how it ended; gives back the exit code."""
+    if job.child is None and job.run.status() == "completed":
+        print_ending(job.run)
+        return 0
     view: View = BarView() if sys.stdout.isatty() else PlainView()
     try:
         view.open(job.run)
@@ -30,11 +33,16 @@ def follow(job: Job) -> int:
         if code == 1:
             print(f"log: {job.run.log}", file=sys.stderr)
         return code
-    print(outcome(job.run.state(), job.run.status()))
+    print_ending(job.run)
     if code:
         print("`tbt train` with the same settings goes on from the last checkpoint.", file=sys.stderr)
-    print(f"run: {job.run.path}")
     return code
+
+
+def print_ending(run: RunFolder) -> None:
+    """How a run ended, and where it is."""
+    print(outcome(run.state(), run.status()))
+    print(f"run: {run.path}")
 
 
 class View(Protocol):
@@ -101,7 +109,7 @@ class BarView:
         if state.get("eta_seconds"):
             numbers.append(f"{duration(state['eta_seconds'])} left")
         self._progress.update(
-            self._task, total=state["total_steps"], completed=state["step"], numbers="  ".join(numbers)
+            self._task, total=state.get("total_steps"), completed=state["step"], numbers="  ".join(numbers)
         )
 
     def close(self) -> None:

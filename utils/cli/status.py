@@ -16,6 +16,7 @@ def status(
     json: Json = False,
 ) -> None:
     """How one run stands. Exit code 1 if it failed."""
+    from utils.jobs.describe import plain
     from utils.runs.folder import latest_run, open_run
     from utils.runs.progress import outcome, progress_line
 
@@ -34,7 +35,7 @@ def status(
         if said == "running":
             print(progress_line(state))
         if state.get("message"):
-            print(f"error: {state['message']}")
+            print(f"error: {plain(str(state['message']))}")
         for alert in folder.events("alert")[-3:]:
-            print(f"alert at step {alert.get('step')}: {alert['text']}")
+            print(f"alert at step {alert.get('step')}: {plain(alert.get('text', ''))}")
     raise typer.Exit(1 if said == "failed" else 0)

@@ -40,20 +40,25 @@ def train(
         trusting = settings.model.model_copy(update={"trust_sha256": trust_sha256})
         settings = settings.model_copy(update={"model": trusting})
     if inline:
+        from utils.cli.progress import print_ending
         from utils.jobs.launch import prepare_inline
+        from utils.runs.folder import RunFolder
         from utils.training.interrupt import StopSignal
         from utils.training.run import run_training
 
         with StopSignal() as stop:
             result = run_training(prepare_inline(settings), stop)
+        print_ending(RunFolder(settings.run_dir))
         sys.exit(0 if result.signal is None else 128 + result.signal)
 
     from utils.cli.progress import follow
     from utils.jobs.launch import launch
 
+    if settings.model.ref and sys.stderr.isatty():
+        print(f"looking at {settings.model.ref} ...", file=sys.stderr, flush=True)
     job = launch(settings, own_session=background)
     for note in job.notes:
-        print(f"fitted to the model: {note}", file=sys.stderr)
+        print(note, file=sys.stderr)
     if background and job.started():
         print(f"run: {job.run.path}")
         return

@@ -1,5 +1,7 @@
 """`tbt validate`: is this model sound, how does it behave, can it learn?"""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,30 +28,54 @@ def validate(
     MODEL is a preset, a run, a checkpoint, a model folder; an export of Transformer Builder as gist id or URL, folder
     or zip; or a transformers model as owner/name or folder.
     """
-    import sys
-
     from utils.jobs.find_model import find_model
-    from utils.jobs.validate import title
+    from utils.jobs.validate import title, unreadable
     from utils.jobs.validate import validate as ask
+    from utils.models.findings import ExportError
     from utils.validation.report import Report
 
-    found, checks = find_model(model, revision), []
-    for check in ask(found, tiers(tier), trust_sha256, seconds=check_seconds):
-        checks.append(check)
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{len(checks)} checks, last: {check.name} ({check.status})", end="", file=sys.stderr)
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
-    report = Report(title(found), checks)
-    if save is not None:
-        report.save(save)
+    wanted = tiers(tier)
+    if save is not None and not os.access(save.parent, os.W_OK):
+        raise ValueError(f"--save {save}: the folder {save.parent} is not there or cannot be written")
+    progress = Progress()
+    try:
+        found = find_model(model, revision)
+    except ExportError as error:
+        checks = unreadable(error)
+    else:
+        checks = []
+        for check in ask(found, wanted, trust_sha256, seconds=check_seconds, started=progress.begin):
+            checks.append(check)
+    progress.end()
+    report = Report(title(model, wanted), checks)
     if json:
         print_json(report.to_dict())
     else:
         print(report)
-        if save is not None:
-            print(f"page: {save}")
+    if save is not None:
+        report.save(save)
+        print(f"page: {save}", file=sys.stderr)
     raise typer.Exit(0 if report.passed else 1)
+
+
+class Progress:
+    """What is being asked, on one line of a terminal that changes; nothing in a pipe."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def begin(self, name: str) -> None:
+        """Show the name of the check that begins."""
+        self.asked += 1
+        self._line(f"{self.asked}. {name} ...")
+
+    def end(self) -> None:
+        """Leave the line empty."""
+        self._line("")
+
+    def _line(self, words: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{words}", end="", file=sys.stderr, flush=True)
 
 
 def tiers(text: str) -> list[int]:

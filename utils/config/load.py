@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from utils.config.schema import RunConfig, field_table
+from utils.config.schema import RunConfig, TrainConfig, field_table
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -37,6 +37,7 @@ def load_config(preset: str | None = None, file: str | Path | None = None, overr
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
+    named: set[str] = set()
     if preset is not None:
         if preset not in preset_names():
             raise ConfigError([_unknown("preset", preset, preset_names())])
@@ -49,10 +50,22 @@ def load_config(preset: str | None = None, file: str | Path | None = None, overr
             problems.append(f"{word!r} is not a setting: write key.path=value, such as train.max_steps=300")
             continue
         _set(values, key, _value(key, text))
+        named.add(key)
+    _shorten_warmup(values, named)
     config = _check(values, problems)
     if config.run_dir:
         return config
     return config.model_copy(update={"run_dir": f"runs/{preset or 'run'}-{config_hash(config)[:6]}"})
+
+
+def _shorten_warmup(values: dict[str, Any], named: set[str]) -> None:
+    """A warmup that nobody asked for by name, and that is longer than the run, becomes a tenth of the run."""
+    train = values.get("train")
+    if "train.warmup_steps" in named or not isinstance(train, dict):
+        return
+    steps, warmup = train.get("max_steps"), train.get("warmup_steps", TrainConfig().warmup_steps)
+    if "train.max_steps" in named and type(steps) is int and type(warmup) is int and 0 < steps < warmup:
+        train["warmup_steps"] = steps // 10
 
 
 def parse_config(text: str) -> RunConfig:

@@ -103,7 +103,7 @@ class TrainConfig(Section):
     min_lr: float = Field(3e-4, ge=0.0)
     """Learning rate at the last step (schedules cosine, linear and wsd)."""
     warmup_steps: int = Field(50, ge=0)
-    """Steps over which the learning rate rises linearly from near 0."""
+    """Steps over which the learning rate rises linearly from near 0; a preset's is cut where train.max_steps is shorter."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Shape of the learning rate after warmup; wsd = stable, then a linear fall over the last fifth."""
     weight_decay: float = Field(0.1, ge=0.0)

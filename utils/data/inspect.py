@@ -40,7 +40,12 @@ class DataSummary:
             ("to validate on", f"{n['val_tokens']:,} tokens ({n['val_characters']:,} characters)"),
         ]
         if n["entropy_floor"] is not None:
-            rows.append(("best possible loss", f"{n['entropy_floor']:.4f} nats per token: no model can expect less"))
+            rows.append(
+                (
+                    "best possible loss",
+                    f"{n['entropy_floor']:.4f} nats per token, predicting the next: no model can expect less",
+                )
+            )
         return Table(rows)
 
     def text(self) -> str:
@@ -56,7 +61,9 @@ class DataSummary:
             ("input id", *map(str, ids[:-1])),
             ("label", *(repr(decode([i]))[1:-1] for i in ids[1:])),
         ]
-        return Table(rows, note="The label of each token is the token after it.")
+        return Table(
+            rows, note="The label of each token is the token after it, for a model that predicts the next one."
+        )
 
     def __repr__(self) -> str:
         return f"{self.table()}\n\n{self.text()}\n\n{self.example()}"

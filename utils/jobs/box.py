@@ -7,7 +7,6 @@ Imports no torch and knows nothing of models. What the walls are and are not for
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import IO, Any
 
 from utils.jobs.boxed import FAILED, NO_MEMORY
 from utils.jobs.trials import Wall, missing
-from utils.runtime.files import cache_dir
+from utils.runtime.files import cache_dir, new_scratch, remove_tree
 
 ROOT = Path(__file__).parents[2]
 START = 60  # seconds within which the walls must have been put up and tried
@@ -126,7 +125,7 @@ class Box:
             self._timer.cancel()
         self.process.kill()  # does nothing to one that has ended
         code = self.process.wait()
-        shutil.rmtree(self.home, ignore_errors=True)
+        remove_tree(self.home)
         return Ending(code, self._words(code))
 
     def _expire(self, seconds: float | None) -> None:
@@ -197,7 +196,7 @@ def start_boxed(
             raise ValueError(
                 f"{path} holds this machine's temporary files; open a folder of its own to a boxed process"
             )
-    home = Path(tempfile.mkdtemp(prefix="tbt-box-"))
+    home = new_scratch("box")  # held by the process in it
     reader, writer = os.pipe()
     process = None
     try:
@@ -237,7 +236,7 @@ def start_boxed(
         if process is not None:
             process.kill()
             process.wait()
-        shutil.rmtree(home, ignore_errors=True)
+        remove_tree(home)
         raise
     finally:
         os.close(reader)

@@ -10,10 +10,12 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from utils.jobs.trials import missing, try_walls
 from utils.jobs.walls import OUR_CODE, Plan, put_up
+from utils.runtime.files import hold
 
 FAILED, NO_MEMORY, CANNOT_WRITE, NOT_ISOLATED = 70, 71, 73, 78
 
@@ -23,6 +25,7 @@ def main() -> int:
     request = json.loads(sys.stdin.buffer.read())
     _close_all_but(request["report"])
     plan = Plan(**{name: tuple(v) if isinstance(v, list) else v for name, v in request["plan"].items()})
+    hold(Path(plan.home))  # until this process ends, so that nobody sweeps it away
     built = put_up(plan, request["without"])
     # The folder our package lies in is not readable now: the package itself is found, others are not looked for there.
     sys.path[:] = [entry for entry in sys.path if entry != str(OUR_CODE.parent)]

@@ -2,29 +2,29 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.config.schema import RunConfig
 from utils.data.token_store import TokenStore, open_store
 from utils.jobs.box import Box, Limits, NotIsolated, start_boxed
-from utils.jobs.describe import consents, plain
-from utils.jobs.prepare import Prepared, place, prepare
+from utils.jobs.describe import consents, last_bytes, plain
+from utils.jobs.find_model import FoundModel
+from utils.jobs.prepare import place, prepare
 from utils.jobs.worker import BUSY
+from utils.models.source_files import SOURCE
 from utils.runs.folder import RunFolder
-from utils.runs.lock import is_locked
+from utils.runs.lock import holder, is_locked
 from utils.runtime.environment import environment
-from utils.runtime.files import read_regular
+from utils.runtime.files import remove_tree
 from utils.runtime.process import is_same
 
 POLL = 0.2  # seconds
-MOST_LOG = 64_000_000  # bytes
 SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|AUTH|KEY|_PAT$|_URL$|_DSN$", re.IGNORECASE)
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +62,9 @@ class Job:
         """Pass a signal on to the worker: INT, TERM and HUP make it save and leave."""
         if self.child is not None:
             self.child.send_signal(number)
-        elif is_locked(self.run.path) and is_same(process := self.run.state().get("process", {})):
+        elif (pid := holder(self.run.path)) is not None:
+            os.kill(pid, number)  # the kernel says who it is: a boxed worker could write anything into its state
+        elif is_locked(self.run.path) and is_same(process := self.run.state().get("process") or {}):
             os.kill(process["pid"], number)  # never a stranger that was given the same pid
 
     def result(self) -> tuple[int, str]:
@@ -72,7 +74,7 @@ class Job:
         """
         if self.child is None:
             code = {"completed": 0, "failed": 1}.get(self.run.status(), 128 + signal.SIGINT)
-            return code, str(self.run.state().get("message") or "it failed") if code == 1 else ""
+            return code, plain(str(self.run.state().get("message") or "it failed")) if code == 1 else ""
         code = self.child.wait()
         if self.box is not None:
             code = self.box.close().code
@@ -80,20 +82,21 @@ class Job:
             return 128 - code, f"the worker was killed by {signal.Signals(-code).name} (was there too little memory?)"
         words = self._last_words() if code in (1, 2) or 70 <= code < 75 else ""
         if code == 2 and self.is_new:
-            shutil.rmtree(self.run.path, ignore_errors=True)
+            remove_tree(self.run.path)
         return code, words
 
     def _last_words(self) -> str:
         """What follows the last `error: ` of the log, where a worker says why it failed."""
-        text = read_regular(self.run.log, MOST_LOG).decode("utf-8", errors="replace")
+        text = last_bytes(self.run.log).decode("utf-8", errors="replace")
         return plain(f"\n{text}".rpartition("\nerror: ")[2].strip()) or "the worker left no word"
 
 
 def launch(config: RunConfig, own_session: bool = False) -> Job:
     """Start the worker for `config`, or join the one that is at it; a completed run is left as it is.
 
-    `own_session` lets the worker outlive this process and its terminal. A stranger's model.py runs behind walls
-    (`box.py`). What a request can get wrong is looked at first: ValueError or FileNotFoundError leave nothing behind.
+    `own_session` lets the worker outlive this process and its terminal. A model from elsewhere trains behind walls
+    (`box.py`), its code or not. What a request can get wrong is looked at first: ValueError or FileNotFoundError
+    leave nothing behind.
     """
     prepared = prepare(config)
     config, run = prepared.config, RunFolder(config.run_dir)
@@ -105,14 +108,14 @@ def launch(config: RunConfig, own_session: bool = False) -> Job:
     place(prepared)
     if is_locked(run.path) or run.status() == "completed":
         return Job(run, notes=prepared.notes)
-    if prepared.found is not None and prepared.found.code is not None:
+    if prepared.found is not None:
         if not run.read_json("environment"):
             run.write_json("environment", environment())
         try:
-            box = _start_boxed(run, prepared, store, own_session)
+            box = _start_boxed(run, in_run(run, prepared.found), prepared.config, store, own_session)
         except NotIsolated as error:
             if is_new:
-                shutil.rmtree(run.path, ignore_errors=True)
+                remove_tree(run.path)
             raise ValueError(f"{error} Here that is model.trust_sha256={prepared.found.sha256}") from None
         return Job(run, box.process, is_new, box, prepared.notes)
     variables = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
@@ -147,12 +150,16 @@ def prepare_inline(config: RunConfig) -> RunConfig:
     if found is not None:
         run.create(prepared.config)
         place(prepared)
+        consents(in_run(run, found), config.model.trust_sha256)
     return prepared.config
 
 
-def _start_boxed(run: RunFolder, prepared: Prepared, store: TokenStore, own_session: bool) -> Box:
-    config, found = prepared.config, prepared.found
-    assert found is not None
+def in_run(run: RunFolder, found: FoundModel) -> FoundModel:
+    """The model as it lies in the run, which is what the worker builds, and so what a consent has to be to."""
+    return replace(found, where=str(run.path / SOURCE))
+
+
+def _start_boxed(run: RunFolder, found: FoundModel, config: RunConfig, store: TokenStore, own_session: bool) -> Box:
     with run.log.open("ab") as log:
         return start_boxed(
             "utils.jobs.worker:main",

@@ -11,10 +11,10 @@ from typing import Any
 
 from utils.config.schema import BUILT_IN, RunConfig
 from utils.data.tokenizer import tokens_needed
-from utils.jobs.describe import describe_model
-from utils.jobs.find_model import FoundModel, find_model
+from utils.jobs.describe import clean_facts, describe_model
+from utils.jobs.find_model import FoundModel, find_model, links
 from utils.models.diagnose import diagnose
-from utils.models.findings import ExportError
+from utils.models.findings import ExportError, Finding
 from utils.models.source import PUBLISHED, check_files
 from utils.models.source_files import SOURCE
 from utils.runs.folder import RunFolder
@@ -36,7 +36,7 @@ class Prepared:
     facts: dict[str, Any] | None = None
     """What it is."""
     notes: tuple[str, ...] = ()
-    """Which settings were changed to fit it."""
+    """Which settings were changed to fit it, and what is odd about it; empty for a run that goes on."""
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -49,15 +49,21 @@ def prepare(config: RunConfig) -> Prepared:
     run = RunFolder(config.run_dir)
     known = run.read_json("source")
     if known and run.exists() and run.config().model.ref == config.model.ref:
-        found = FoundModel(config.model.ref, config.model.kind, str(run.path / SOURCE))
-        _check_unchanged(run, known["files"])
-        facts = known["facts"]
-        revision = known["source"].get("revision", "") if config.model.revision == "" else config.model.revision
+        found, odd = FoundModel(config.model.ref, config.model.kind, str(run.path / SOURCE)), []
+        try:
+            _check_unchanged(run, dict(known["files"]))
+            facts, revision = clean_facts(known["facts"]), config.model.revision or str(known["source"]["revision"])
+        except (KeyError, TypeError):
+            raise ValueError(f"{run.path / 'source.json'} is damaged: start another run") from None
     else:
-        found = _find(config)
+        found, odd = _find(config)
         facts = describe_model(found, config.model.trust_sha256)
         revision = found.source.revision if found.source else ""
+        odd += [Finding(**finding) for finding in facts.get("findings", ())]
     fitted, notes = fit(config, facts)
+    notes += tuple(f"warning: {finding}" for finding in odd)
+    if run.exists():
+        notes = ()  # said when it began
     model = fitted.model.model_copy(update={"revision": revision})
     return Prepared(fitted.model_copy(update={"model": model}), found, facts, notes)
 
@@ -65,16 +71,17 @@ def prepare(config: RunConfig) -> Prepared:
 def place(prepared: Prepared) -> None:
     """Copy the model's files into the run folder, which holds its settings already, and say so in source.json."""
     run, found = RunFolder(prepared.config.run_dir), prepared.found
-    if found is None or (run.path / "source.json").exists():
+    if found is None or run.read_json("source"):
         return
     target, building = run.path / SOURCE, run.path / f"{SOURCE}.tmp"
     shutil.rmtree(building, ignore_errors=True)
-    shutil.copytree(found.where, building, ignore=shutil.ignore_patterns(*OF_A_RUN))
+    links(Path(found.where))  # what they may lead to is copied, and nothing else that is not in the folder
+    shutil.copytree(found.where, building, ignore=_left_out)
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)
     fsync_folder(run.path)
     files = {str(path.relative_to(target)): sha256_file(path) for path in sorted(target.rglob("*")) if path.is_file()}
-    told = found.source.to_dict() if found.source else {"ref": found.name, "kind": found.kind}
+    told = found.source.to_dict() if found.source else {"ref": found.name, "kind": found.kind, "revision": ""}
     run.write_json("source", {"source": told, "facts": prepared.facts, "files": files})
 
 
@@ -94,24 +101,34 @@ def fit(config: RunConfig, facts: dict[str, Any]) -> tuple[RunConfig, tuple[str,
         changes["vocab_size"] = room
     if data.seq_len > longest:
         changes["seq_len"] = longest
-    why = {"seq_len": f"the model reads at most {longest} tokens", "task": "what the model is made for"}
-    notes = [f"data.{key}={value}: {why.get(key, f'its table has {rows} tokens')}" for key, value in changes.items()]
+    table = f"its table has {rows:,} rows" + (", one of them for the mask" if room < rows else "")
+    why = {"seq_len": f"it reads at most {longest:,} tokens"}
+    notes = [f"fitted to the model: data.{key}={value}: {why.get(key, table)}" for key, value in changes.items()]
     return config.model_copy(update={"data": data.model_copy(update=changes)}), tuple(notes)
 
 
-def _find(config: RunConfig) -> FoundModel:
+def _find(config: RunConfig) -> tuple[FoundModel, list[Finding]]:
+    """The model, and what the text of an export warns of. Raises ExportError where it shows that it cannot work."""
     kind, ref = config.model.kind, config.model.ref
     if kind == "folder":
-        return FoundModel(ref, kind, str(model_folder(Path(ref))))
+        return FoundModel(ref, kind, str(model_folder(Path(ref)))), []
     found = find_model(ref, config.model.revision)
     if found.kind != kind:
         raise ValueError(f"model.ref={ref} is a model of kind {found.kind}: set model.kind={found.kind}")
+    odd: list[Finding] = []
     if found.kind == "builder":
         where = Path(found.where)
-        wrong = diagnose((where / PUBLISHED[0]).read_text(encoding="utf-8"), check_files(where))
-        if any(finding.severity == "fail" for finding in wrong):
-            raise ExportError(wrong)
-    return found
+        odd = diagnose((where / PUBLISHED[0]).read_text(encoding="utf-8"), check_files(where))
+        if any(finding.severity == "fail" for finding in odd):
+            raise ExportError(odd)
+    return found, odd
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What is not copied: what a checkpoint has beside the model, links to folders, pipes and devices."""
+    paths = {name: Path(folder, name) for name in names}
+    plain = {name for name, path in paths.items() if path.is_file() or (path.is_dir() and not path.is_symlink())}
+    return {*names} - (plain - {*OF_A_RUN})
 
 
 def _check_unchanged(run: RunFolder, files: dict[str, str]) -> None:

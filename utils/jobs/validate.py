@@ -6,52 +6,70 @@ none of them, and starts it again after the check that killed it.
 
 import json
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from utils.jobs.box import Box, Ending, Limits, start_boxed
-from utils.jobs.describe import consents, last_words
+from utils.jobs.describe import WORDS, clean_facts, clean_findings, consents, last_words, plain
 from utils.jobs.find_model import FoundModel
 from utils.models.diagnose import diagnose
 from utils.models.findings import ExportError, Finding
 from utils.models.inspect_code import inspect_code
 from utils.models.source import check_files
-from utils.runtime.files import read_regular
+from utils.runtime.files import read_regular, scratch_folder
 from utils.validation.report import Check, Report
 
 POLL = 0.1  # seconds
 CHECK_SECONDS = {1: 120.0, 2: 120.0, 3: 300.0}  # a check that takes longer hangs
 FIRST = (1, "shapes")  # every other check needs it
+MOST_TIMES = 40  # as long as one check may take: what all of them may take together
 CRASHES = 3  # after so many ends in mid-check the rest is not asked
 MOST = 64_000_000  # bytes of answers
+MOST_ROWS = 1_000  # of them
 INTERFACE_WHY = "Every check, and training, calls the model in the way found here."
 WALLS_WHY = "The model's code is somebody's program: it runs in a process of its own, which can reach nothing of yours."
 
 
 def validate(
-    found: FoundModel, tiers: Sequence[int] = (1,), trust_sha256: str = "", seed: int = 0, seconds: float = 0.0
+    found: FoundModel,
+    tiers: Sequence[int] = (1,),
+    trust_sha256: str = "",
+    seed: int = 0,
+    seconds: float = 0.0,
+    started: Callable[[str], None] = lambda name: None,
 ) -> Iterator[Check]:
     """Every answer about a model as soon as it is there: its code, the walls it runs behind, then the tiers' checks.
 
-    A check that takes longer than `seconds` (0: 2 minutes, in tier 3 5 minutes) is ended, and that is its answer.
-    Raises NotIsolated where its code may not run here, ValueError for a consent to other code.
+    `started` is told the name of each check as it begins. A check that takes longer than `seconds` (0: 2 minutes, in
+    tier 3 5 minutes) is ended, and that is its answer. Raises NotIsolated where its code may not run here, ValueError
+    for a consent to other code.
     """
     trusted = consents(found, trust_sha256)
     told = set()
-    for check in _code_checks(found):
-        told.add(check.name)
-        yield check
+    if 1 in tiers:
+        for check in map(_printable, _code_checks(found)):
+            told.add(check.name)
+            yield check
+    started("opening the model")
     for group in ([tier for tier in tiers if tier < 3], [tier for tier in tiers if tier == 3]):
         if group:
-            yield from (check for check in _ask(found, group, trusted, seed, seconds) if check.name not in told)
+            answers = _ask(found, group, trusted, seed, seconds, started)
+            yield from (check for check in answers if check.name not in told)
 
 
-def title(found: FoundModel) -> str:
-    """What a report about this model is called."""
-    return f"Is {found.name} sound?"
+def title(name: str, tiers: Sequence[int] = (1,)) -> str:
+    """What a report about the model of that name is called."""
+    if 1 in tiers:
+        return f"Is {name} sound?"
+    return f"How does {name} behave?" if 2 in tiers else f"Can {name} learn?"
+
+
+def unreadable(error: ExportError) -> list[Check]:
+    """The checks of an export whose files cannot even be read, so that nothing more can be asked."""
+    return [_printable(_as_check(finding)) for finding in error.findings]
 
 
 # --- what is known before anything runs --------------------------------------------------------------------------
@@ -102,18 +120,25 @@ def _as_check(finding: Finding) -> Check:
     )
 
 
+def _printable(check: Check) -> Check:
+    """The same check; of the lines of a stranger's code in it only what can be printed."""
+    return replace(check, **{name: plain(getattr(check, name)) for name in ("name", "measured", "advice")})
+
+
 # --- what the boxed process says ---------------------------------------------------------------------------------
 
 
-def _ask(found: FoundModel, tiers: list[int], trusted: bool, seed: int, seconds: float) -> Iterator[Check]:
+def _ask(
+    found: FoundModel, tiers: list[int], trusted: bool, seed: int, seconds: float, started: Callable[[str], None]
+) -> Iterator[Check]:
     """The answers of one boxed process after another, until every check was asked or too many ended in one."""
     skip: list[str] = []
     for attempt in range(CRASHES):
-        with tempfile.TemporaryDirectory(prefix="tbt-validate-") as folder, _Asking(Path(folder), tiers) as asking:
+        with scratch_folder("validate") as folder, _Asking(folder, tiers, started) as asking:
             asking.start(found, skip, trusted, seed, seconds)
-            if attempt == 0 and tiers[0] < 3 and found.code is not None:
+            if attempt == 0 and 1 in tiers and found.code is not None:
                 yield _walls(asking.box)
-            yield from asking.answers(first=attempt == 0 and tiers[0] < 3)
+            yield from asking.answers(first=attempt == 0 and 1 in tiers)
             if asking.done:
                 return
             if asking.current or not skip:
@@ -127,13 +152,15 @@ def _ask(found: FoundModel, tiers: list[int], trusted: bool, seed: int, seconds:
 class _Asking:
     """One boxed process, and how far it came."""
 
-    def __init__(self, folder: Path, tiers: list[int]) -> None:
+    def __init__(self, folder: Path, tiers: list[int], started: Callable[[str], None]) -> None:
+        self.started = started
         self.folder, self.out, self.tiers = folder, folder / "answers.jsonl", tiers
         self.asked: list[str] = []  # "tier/name" of each check begun
         self.current: tuple[int, str] | None = None
         self.done = False
         self.ending = Ending(0, "")
         self.hung = 0.0  # seconds after which it was given up
+        self.nonsense = ""  # why its answers were not read on
 
     def __enter__(self) -> "_Asking":
         self.log = (self.folder / "log.txt").open("w+b")
@@ -158,19 +185,25 @@ class _Asking:
 
     def answers(self, first: bool) -> Iterator[Check]:
         """Each answer as it comes, until the process ends or hangs."""
-        seen, since = 0, time.monotonic()
+        seen, began = 0, time.monotonic()
+        since = began
         while True:
             alive = self.box.alive()
-            rows = self._rows()
-            for row in rows[seen:]:
-                since = time.monotonic()
-                yield from self._take(row, first)
+            try:
+                rows = self._rows()
+                for row in rows[seen:]:
+                    since = time.monotonic()
+                    yield from map(_clean, self._take(row, first))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                self.nonsense = plain(f"{type(error).__name__}: {error}"[:WORDS])
+                break
             seen = len(rows)
             if not alive:
                 break
             limit = self.seconds or CHECK_SECONDS[self.current[0] if self.current else self.tiers[0]]
-            if time.monotonic() - since > limit:
-                self.hung = limit
+            now = time.monotonic()
+            if now - since > limit or now - began > MOST_TIMES * limit:  # who never ends to answer hangs, too
+                self.hung = limit if now - since > limit else MOST_TIMES * limit
                 break
             time.sleep(POLL)
         self.ending = self.box.close()
@@ -180,44 +213,55 @@ class _Asking:
             lines = read_regular(self.out, MOST).split(b"\n")[:-1]  # what follows the last line feed is not whole
         except FileNotFoundError:
             return []
-        rows = [json.loads(line) for line in lines]
-        return [row for row in rows if isinstance(row, dict)]
+        if len(lines) > MOST_ROWS:
+            raise ValueError(f"{len(lines):,} answers, and at most {MOST_ROWS:,} are read")
+        return [json.loads(line) for line in lines]
 
     def _take(self, row: dict[str, Any], first: bool) -> Iterator[Check]:
         if "begin" in row:
-            self.current = (int(row["tier"]), str(row["begin"]))
+            if type(row["tier"]) is not int or row["tier"] not in self.tiers or not isinstance(row["begin"], str):
+                raise ValueError("a check that was not asked for")
+            self.current = (row["tier"], row["begin"])
             self.asked.append(f"{self.current[0]}/{self.current[1]}")
+            self.started(plain(self.current[1][:WORDS]))
         elif "check" in row:
             (check,) = Report.from_dict({"title": "", "checks": [row["check"]]}).checks
             yield check
         elif "findings" in row:
-            yield from (_as_check(Finding(**finding)) for finding in row["findings"])
+            yield from map(_as_check, clean_findings(row["findings"]))
         elif "error" in row:
             advice = "The model could not be built: open that line."
-            yield Check("built", "fail", str(row["error"])[:2000], "builds from its config", advice)
+            yield Check("built", "fail", str(row["error"])[:WORDS], "builds from its config", advice)
         elif "facts" in row and first:
-            yield from _facts(row["facts"])
+            yield from _facts(clean_facts(row["facts"]))
         self.done = self.done or "done" in row
 
     def lost(self) -> Check:
         """The answer to the check that the process did not survive."""
         tier, name = self.current or (self.tiers[0], "built")
         how = f"did not end within {self.hung:g} s" if self.hung else self.ending.words or "ended in silence"
+        how = f"wrote answers that cannot be read ({self.nonsense})" if self.nonsense else how
         said = last_words(self.log)
         measured = f"the process that ran the model {how}" + (f"; its last words: {said}" if said else "")
         advice = "Look for an endless loop, huge tensors, or code that ends or attacks the process it runs in."
-        return Check(name, "fail", measured, "an answer", advice, tier=tier)
+        return _clean(Check(name, "fail", measured, "an answer", advice, tier=tier))
 
 
 def _facts(facts: dict[str, Any]) -> Iterator[Check]:
     """What the model was taken to be, and what is odd about it."""
-    notes = [str(note) for note in facts.get("notes", ())]
+    notes = facts["notes"]
     measured = "; ".join([f"vocabulary {facts['vocab_size']:,} tokens", *notes])
     if not notes:
         measured = f"{facts['class']}, {facts['task']}, {measured}, at most {facts['block_size']:,} tokens"
     values = {key: facts[key] for key in ("class", "task", "vocab_size", "block_size")}
-    yield Check("interface", "pass", measured[:2000], "found and understood", values=values, why=INTERFACE_WHY)
-    yield from (_as_check(Finding(**finding)) for finding in facts.get("findings", ()))
+    yield Check("interface", "pass", measured[:WORDS], "found and understood", values=values, why=INTERFACE_WHY)
+    yield from (_as_check(Finding(**finding)) for finding in facts["findings"])
+
+
+def _clean(check: Check) -> Check:
+    """The same check with nothing but plain text, numbers and a figure that can be drawn. Raises ValueError."""
+    (clean,) = Report.from_dict({"title": "", "checks": [asdict(check)]}).checks
+    return clean
 
 
 def _walls(box: Box) -> Check:

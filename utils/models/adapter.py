@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from utils.models.calling import Call, Output
+from utils.models.calling import Call
 from utils.models.export_class import build_export
 from utils.models.findings import Finding
+from utils.models.outputs import Output
 from utils.models.probe import Probe, probe
 
 
@@ -46,6 +47,7 @@ class AdaptedModel(nn.Module):
         self.aux_loss = None
         self._call: Call = found.call
         self._output: Output = found.output
+        self._training_output: Output = found.training_output
 
     def forward(
         self, input_ids: Tensor, decoder_input_ids: Tensor | None = None, attention_mask: Tensor | None = None
@@ -67,7 +69,9 @@ class AdaptedModel(nn.Module):
                 "one length (supports_attention_mask says so before)"
             )
         output = self._call(self.inner, input_ids, decoder_input_ids, attention_mask)
-        logits, self.aux_loss = self._output.read(output)
+        logits, self.aux_loss = (self._training_output if self.training else self._output).read(
+            output, self.inner, len(input_ids)
+        )
         if self.task != "classification" and logits.shape[-1] > self.shape.vocab_size:
             logits = logits[..., : self.shape.vocab_size]  # scores of padding rows, which no id means
         return logits
@@ -81,7 +85,12 @@ class AdaptedModel(nn.Module):
         return self.inner.load_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The last auxiliary loss hangs on the graph of a forward pass, and such a tensor cannot be copied.
+        # The last auxiliary loss hangs on the graph of a forward pass, and such a tensor cannot be copied; nor can one
+        # that the model keeps.
+        for path, name in self._training_output.kept:
+            module = self.inner.get_submodule(path)
+            if isinstance(loss := getattr(module, name), Tensor):
+                setattr(module, name, loss.detach())
         return {**self.__dict__, "aux_loss": None}
 
     def facts(self) -> dict[str, Any]:
@@ -95,7 +104,10 @@ class AdaptedModel(nn.Module):
             "mask": self._call.mask if self.supports_attention_mask else "",
             "output": self._output.kind,
             "logits": self._output.key,
-            "aux_losses": list(self._output.auxiliary),
+            "aux_losses": [
+                *self._training_output.auxiliary,
+                *(".".join(filter(None, place)) for place in self._training_output.kept),
+            ],
             "parameters": sum(p.numel() for p in self.inner.parameters()),
             "notes": list(self.notes),
             "findings": [finding.to_dict() for finding in self.findings],
@@ -109,7 +121,7 @@ def load_export(folder: Path, seed: int = 0) -> AdaptedModel:
     global random state is as it was. Raises ExportError with findings (code, line, likely fix) where it cannot work.
     """
     module, config, notes = build_export(Path(folder), seed)
-    return AdaptedModel(module, probe(module, config), tuple(notes))
+    return AdaptedModel(module, probe(module, config, seed=seed), tuple(notes))
 
 
 def adapt(module: nn.Module, config: Mapping[str, Any], task: str | None = None) -> AdaptedModel:

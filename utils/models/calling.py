@@ -1,15 +1,14 @@
-"""How a stranger's `forward` is called and what it gives back, by the names it uses; decides nothing about the task.
+"""How a stranger's `forward` is called, by the names it uses; decides nothing about the task.
 
-B sequences, T positions, V = vocabulary, K = classes.
+B sequences, T positions.
 """
 
 import ast
-import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,18 +29,26 @@ MASKS = (
     "mask", "src_mask", "input_mask", "attn_mask",
 )  # fmt: skip
 LABELS = {"labels", "targets", "label", "target", "y", "lm_labels", "target_labels"}
-SEGMENTS = {"token_type_ids", "segment_ids"}
-POSITIONS = {"position_ids", "positions", "pos_ids", "cache_position"}
+SEGMENTS = {"token_type_ids", "token_types", "segment_ids", "segments", "segment_info", "segment_label", "seg_ids"}
+POSITIONS = {"position_ids", "positions", "pos_ids", "cache_position", "pos", "position", "input_pos"}
+STATES = {"cache", "kv_cache", "kv_caches", "past", "past_key_values", "past_key_value", "past_kv", "mems", "state",
+          "states", "hidden", "h0", "hx", "init_state", "prev_state", "initial_state"}  # fmt: skip
+STARTS = {"start_pos", "offset", "pos_offset", "position_offset", "past_length", "start_index"}
+WRAPPERS = {"batch", "inputs", "features", "data", "sample", "x"}
 PARTS = ("mhsa", "mha", "self_attention", "attention", "attn", "residual", "ffn", "mlp", "layer", "norm", "block",
          "embedding", "embed", "moe", "linear", "head", "dropout", "encoder_output", "hidden")  # fmt: skip
 INTERMEDIATE = re.compile(rf"^(({'|'.join(PARTS)})(_.*|\d*)|.*_(output|out|states?|hidden))$")
-LOGITS = ("logits", "lm_logits", "prediction_logits", "prediction_scores", "scores", "predictions", "output", "outputs")
-AUXILIARY = ("aux_loss", "auxiliary_loss", "load_balancing_loss", "balance_loss", "router_loss", "z_loss",
-             "router_z_loss", "router_aux_loss", "moe_loss")  # fmt: skip
 MASK_STYLES: dict[str, Callable[[Tensor], Tensor]] = {
     "1 = real": lambda mask: mask,
     "True = real": lambda mask: mask.bool(),
     "True = padding": lambda mask: mask == 0,
+    "True = real (B, 1, 1, T)": lambda mask: mask.bool()[:, None, None],
+    "added to the scores (B, 1, 1, T)": lambda mask: (1.0 - mask[:, None, None].float()) * -1e9,
+}
+CAUSAL_STYLES: dict[str, Callable[[Tensor], Tensor]] = {  # of a (T, T) that is True at what a token may see
+    "True = seen": lambda seen: seen,
+    "True = hidden": lambda seen: ~seen,
+    "added to the scores": lambda seen: torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf),
 }
 
 
@@ -62,23 +69,42 @@ class Call:
     positional: frozenset[str] = frozenset()
     """Those of the above that have no name to the caller."""
     nothing: tuple[str, ...] = ()
-    """Required parameters that get None: labels and masks."""
+    """Required parameters that get None: labels, masks and states to begin with."""
     segments: tuple[str, ...] = ()
     """Required parameters that get zeros (B, T): everything is one segment."""
     positions: tuple[str, ...] = ()
     """Required parameters that get 0, 1, ... T-1 for each row, (B, T)."""
     echo: str = ""
     """Labels that get the ids themselves, because without labels only the last position is scored."""
-    flags: dict[str, bool] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict)
+    """Parameters that always get the same: no cache, and 0 as the first position."""
+    key: str = ""
+    """What the ids are called in the dict that `source` takes; empty where it takes the ids themselves."""
+    causal: str = ""
+    """The parameter that takes a causal mask (T, T), where the model makes none itself."""
+    causal_style: str = ""
+    """What it means by one; a key of CAUSAL_STYLES."""
+    time_first: bool = False
+    """Whether it takes (T, B)."""
+    copies: bool = False
+    """Whether it changes the ids it is given, so that it gets a copy."""
 
     def __call__(self, model: nn.Module, ids: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Any:
         """Whatever the model returns for `ids` (B, S), and `target` (B, T) where it takes two."""
-        given: dict[str, Any] = {self.source: ids}
+        if self.copies:
+            ids, target = ids.clone(), None if target is None else target.clone()
+        if self.time_first:
+            ids, target = ids.t(), None if target is None else target.t()
+        given: dict[str, Any] = {self.source: {self.key: ids} if self.key else ids}
         if self.target:
             given[self.target] = ids if target is None else target
         given |= dict.fromkeys(self.nothing)
         if self.mask and (mask is not None or self.always_mask):
             given[self.mask] = MASK_STYLES[self.mask_style](torch.ones_like(ids) if mask is None else mask)
+        if self.causal:
+            length = (ids if target is None else target).shape[0 if self.time_first else 1]
+            seen = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+            given[self.causal] = CAUSAL_STYLES[self.causal_style](seen)
         if self.echo:
             given[self.echo] = ids
         given |= {name: torch.zeros_like(ids) for name in self.segments}
@@ -99,7 +125,7 @@ def call_of(model: nn.Module) -> tuple[Call | None, list[str], list[str]]:
     swallows = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
     required = [p.name for p in every if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
     names = [p.name for p in every]
-    known = set(MASKS) | LABELS | SEGMENTS | POSITIONS | {n for n in names if n.endswith("mask")}
+    known = set(MASKS) | LABELS | SEGMENTS | POSITIONS | STATES | STARTS | {n for n in names if n.endswith("mask")}
     strange = [n for n in names if INTERMEDIATE.match(n) and n not in known | SOURCES | TARGETS]
 
     tokens = [n for n in names if (n in SOURCES or re.fullmatch(r"(input|tokens?)_\d+(_\w+)?", n)) and n not in strange]
@@ -107,7 +133,8 @@ def call_of(model: nn.Module) -> tuple[Call | None, list[str], list[str]]:
     starred = [p.name for p in every if p.kind is p.VAR_POSITIONAL]
     source = next(iter([*(n for n in tokens if n in required), *free, *tokens, *starred]), "")
     if not source and swallows and not strange:
-        source = "input_ids"
+        last = list(inspect.signature(model.forward).parameters)[-1]
+        source = next((key for key in _keys_read(model, last) if key in SOURCES), "input_ids")
     others = [n for n in tokens[1:] if n in required]
     target = next((n for n in names if n in TARGETS and n != source), "")
     if not target and "target" in required and source in ("source", "src"):
@@ -122,61 +149,47 @@ def call_of(model: nn.Module) -> tuple[Call | None, list[str], list[str]]:
     mask = next((n for n in MASKS if n in names), "")
     rest = [n for n in required if n not in (source, target)]
     call = Call(
-        source=source, target=target, mask=mask,
+        source=source,
+        target=target,
+        mask=mask,
         positional=frozenset(p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)),
-        nothing=tuple(n for n in rest if n in LABELS or (n in known and n.endswith("mask"))),
-        segments=tuple(n for n in rest if n in SEGMENTS), positions=tuple(n for n in rest if n in POSITIONS),
+        nothing=tuple(n for n in rest if n in LABELS | STATES or (n in known and n.endswith("mask"))),
+        segments=tuple(n for n in rest if n in SEGMENTS),
+        positions=tuple(n for n in rest if n in POSITIONS),
         flags={"use_cache": False} if "use_cache" in names else {},
-    )  # fmt: skip
+    )
+    call.flags.update({name: 0 for name in rest if name in STARTS})  # fmt: skip
     return call, [], optional
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where the logits are in what `forward` returns."""
-
-    kind: str = "tensor"
-    """tensor, tuple, dict or object."""
-    key: str | int = 0
-    """The field or place of the logits."""
-    auxiliary: tuple[str | int, ...] = ()
-    """The fields or places of auxiliary losses."""
-
-    def read(self, output: Any) -> tuple[Tensor, Tensor | None]:
-        """The logits, and the sum of the auxiliary losses (None where there is none)."""
-        fields = _fields(output)
-        losses = [loss for key in self.auxiliary for loss in _scalars(fields.get(key))]
-        total = torch.stack([loss.reshape(()).float() for loss in losses]).sum() if losses else None
-        return (output if self.kind == "tensor" else fields[self.key]), total
+def ways_of(model: nn.Module, call: Call) -> Iterator[Call]:
+    """The call, and what else its parameters may want where it fails: a mask or labels instead of None, a dict."""
+    yield call
+    if call.mask in call.nothing:
+        for style in MASK_STYLES:
+            yield replace(call, mask_style=style, always_mask=True)
+    for name in call.nothing:
+        if name in LABELS:
+            yield replace(call, echo=name, nothing=tuple(other for other in call.nothing if other != name))
+    if call.source in WRAPPERS:
+        keys = _keys_read(model, call.source)
+        if key := next((key for key in keys if key in SOURCES), ""):
+            yield replace(call, key=key)
 
 
-def output_of(model: nn.Module, output: Any, sizes: set[int], width: int) -> Output | None:
-    """Find the logits in what `forward` returned: by name, or in a tuple by their last axis, never by place alone.
-
-    `sizes` are the vocabulary's possible sizes and `width` the embedding's. None where nothing returned is a score.
-    """
-    if isinstance(output, Tensor):
-        return Output()
-    fields = _fields(output)
-    kind = "dict" if isinstance(output, Mapping) else "object"
-    names: dict[str | int, str] = {key: key for key in fields if isinstance(key, str)}
-    if isinstance(output, tuple | list):
-        kind = "tuple"
-        names = dict(enumerate(getattr(output, "_fields", None) or _returned_names(model, len(output))))
-    scores = [key for key, value in fields.items() if isinstance(value, Tensor) and value.is_floating_point()]
-    scores = [key for key in scores if fields[key].dim() >= 2]
-    fitting = [key for key in scores if fields[key].shape[-1] in sizes]
-    by_name = [key for name in LOGITS for key in scores if names.get(key) == name]
-    if kind == "tuple" and fitting:  # a name in somebody's code may say `output` of a hidden state
-        by_name = [key for key in by_name if key in fitting]
-    else:
-        by_name.sort(key=lambda key: key not in fitting)
-    # A hidden state is kept as the last choice: the finding should name what was returned.
-    found = next(iter([*by_name, *fitting, *(k for k in scores if fields[k].shape[-1] != width), *scores]), None)
-    if found is None:
-        return None
-    auxiliary = tuple(key for key, name in names.items() if name in AUXILIARY)
-    return Output(kind, found, auxiliary)
+def _keys_read(model: nn.Module, name: str) -> list[str]:
+    """The keys that `forward` asks of the dict it calls `name`."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(model.forward)))
+    except (OSError, TypeError, SyntaxError):  # no source to read
+        return []
+    keys = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == name:
+            keys.append(node.slice)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("get", "pop") and node.args:
+            keys += [node.args[0]] if getattr(node.func.value, "id", "") == name else []
+    return [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
 
 
 class Lookups(TorchFunctionMode):
@@ -208,37 +221,9 @@ def source_file(model: nn.Module) -> str:
 
 def forward_line(model: nn.Module) -> int:
     """The line in which a model's `forward` begins; 0 where there is no source."""
+    kind = type(model)
     try:
-        return inspect.getsourcelines(type(model).forward)[1]
+        own = inspect.getsourcefile(kind.forward) == inspect.getsourcefile(kind)
+        return inspect.getsourcelines(kind.forward if own else kind)[1]
     except (OSError, TypeError):  # no source to read
         return 0
-
-
-def _fields(output: Any) -> dict[Any, Any]:
-    if isinstance(output, Mapping):
-        return dict(output)
-    if isinstance(output, tuple | list):
-        return dict(enumerate(output))
-    if dataclasses.is_dataclass(output):
-        return {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
-    return dict(getattr(output, "__dict__", {}))
-
-
-def _scalars(value: Any) -> list[Tensor]:
-    """An auxiliary loss may be one number, or one per layer."""
-    if isinstance(value, Tensor):
-        return [value] if value.numel() == 1 else []
-    return [loss for item in value for loss in _scalars(item)] if isinstance(value, tuple | list) else []
-
-
-def _returned_names(model: nn.Module, length: int) -> list[str]:
-    """What `forward` calls the parts of the tuple it returns; empty strings where its returns disagree."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(model.forward)))
-    except (OSError, TypeError, SyntaxError):  # no source to read
-        return [""] * length
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) and len(node.value.elts) == length:
-            found.append([getattr(part, "id", getattr(part, "attr", "")) for part in node.value.elts])
-    return found[0] if found and all(names == found[0] for names in found) else [""] * length

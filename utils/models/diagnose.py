@@ -42,6 +42,7 @@ ATTENDS = re.compile(r"attn|attention|softmax", re.IGNORECASE)
 ATTENTION_ELSEWHERE = {"", "transformers", "x_transformers", "flash_attn", "xformers", "mamba_ssm"}
 DEVICE = re.compile(r"(cuda|mps|xpu|xla|npu|hpu)(:\d+)?$")
 WIDTHS = ("d_model", "n_embd", "hidden_size", "embed_dim", "embedding_dim", "model_dim", "dim")
+MAKERS = {"build_model", "create_model", "make_model", "get_model"}
 HEADS = ("n_heads", "num_heads", "n_head", "num_attention_heads", "heads", "nhead", "num_head")
 
 
@@ -123,7 +124,8 @@ class _Diagnosis:
 
     def model(self) -> Iterator[Finding]:
         stars = any(isinstance(n, ast.ImportFrom) and n.names[0].name == "*" for n in self.nodes)
-        if not self.modules and not stars and not any(view.foreign for view in self.classes.values()):
+        makers = any(isinstance(n, ast.FunctionDef) and n.name in MAKERS for n in self.code.tree.body)
+        if not self.modules and not stars and not makers and not any(view.foreign for view in self.classes.values()):
             names = ", ".join(printable(name, 40) for name in list(self.classes)[:5]) or "none"
             yield Finding("no-model", f"no class derives from torch.nn.Module (classes found: {names})",
                           "Write the model as a class: class Model(nn.Module), with __init__ and forward.")  # fmt: skip
@@ -179,6 +181,8 @@ class _Diagnosis:
         pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
         required += [argument for argument, default in pairs if default is None]
         names = [printable(a.arg, 60) for a in required if is_intermediate(a.arg)]
+        if len(required) == 1 and not RESULT.search(required[0].arg):
+            names = []  # the one input, whatever it is called
         if names:
             shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             results = "results" if len(names) > 1 else "a result"
@@ -352,8 +356,6 @@ def _ends_in_softmax(forward: ast.FunctionDef | ast.AsyncFunctionDef, view: Clas
     """The line of the softmax whose result forward returns last; 0 where there is none."""
     last = forward.body[-1]
     value = last.value if isinstance(last, ast.Return) else None
-    if isinstance(value, ast.Tuple) and value.elts:
-        value = value.elts[0]
     if isinstance(value, ast.Name):
         made = [s.value for s in forward.body if isinstance(s, ast.Assign) and dotted(s.targets[0]) == value.id]
         value = made[-1] if made else None

@@ -1,127 +1,38 @@
 """From model.py and config.json to a built module: which class, with which arguments. Never calls `forward`."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import itertools
 import json
+import re
 import sys
+import textwrap
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from utils.models.export_config import Settings, alias_in, flatten
 from utils.models.findings import ExportError, Finding
+from utils.models.fixes import likely_fix
 from utils.models.source import CODE_FILE, CONFIG_FILE
 from utils.runtime.randomness import derive_seed
 
-VOCABULARY = ("vocab_size", "n_vocab", "vocabulary_size", "num_tokens", "n_tokens", "ntoken", "num_embeddings")
-LENGTH = (
-    "block_size", "max_seq_len", "max_seq_length", "seq_len", "seq_length", "max_position_embeddings", "n_positions",
-    "context_length", "max_length", "max_len", "max_sequence_length", "n_ctx", "context_size", "ctx_len",
-)  # fmt: skip
-ALIASES = (
-    VOCABULARY,
-    LENGTH,
-    ("d_model", "n_embd", "hidden_size", "embed_dim", "embedding_dim", "model_dim", "emb_dim", "n_embed", "dim"),
-    ("n_head", "nhead", "num_heads", "n_heads", "num_attention_heads", "heads"),
-    ("n_kv_head", "n_kv_heads", "num_kv_heads", "num_key_value_heads"),
-    ("n_layer", "num_layers", "n_layers", "num_hidden_layers", "depth", "layers", "num_blocks", "n_blocks"),
-    (
-        "d_ff",
-        "dim_feedforward",
-        "ffn_dim",
-        "d_ffn",
-        "intermediate_size",
-        "ff_dim",
-        "n_inner",
-        "ffn_hidden",
-        "hidden_dim",
-    ),
-    ("dropout", "dropout_rate", "dropout_prob", "p_dropout", "hidden_dropout_prob", "resid_pdrop"),
-    ("num_experts", "n_experts", "n_expert", "num_local_experts"),
-    ("top_k", "num_experts_per_tok", "experts_per_token"),
-    ("num_classes", "n_classes", "num_labels", "n_labels"),
-    ("pad_token_id", "padding_idx", "pad_idx", "pad_id"),
-)
-# An encoder-decoder may have two of what its config says once.
-FALLBACKS = {
-    "src_vocab_size": "vocab_size", "tgt_vocab_size": "vocab_size", "source_vocab_size": "vocab_size",
-    "target_vocab_size": "vocab_size", "num_encoder_layers": "num_layers", "num_decoder_layers": "num_layers",
-    "n_encoder_layers": "num_layers", "n_decoder_layers": "num_layers", "encoder_layers": "num_layers",
-    "decoder_layers": "num_layers", "max_src_len": "max_seq_len", "max_tgt_len": "max_seq_len",
-}  # fmt: skip
-NESTS = ("model", "hyperparameters", "params", "model_config", "config")  # a later one wins over an earlier one
 CONFIG_NAMES = ("config", "cfg", "conf", "args", "hparams", "hyperparameters", "model_config", "model_args", "params",
                 "settings")  # fmt: skip
+SETTINGS_CLASS = re.compile(r"(Config|Conf|Args|Arguments|Params|HParams|Hyper\w*|Settings)$")
+ASSUMED = {"device": "cpu", "dtype": torch.float32}  # what a constructor may need and no config says
+FACTORIES = ("build_model", "create_model", "make_model", "get_model")
 CLASS_KEYS = ("model_name", "class_name", "model_class", "architecture")
 USUAL_CLASS = "CustomTransformer"  # the name the builder writes unless told another
 _numbers = itertools.count()
-
-
-class Settings(dict):
-    """A config as strangers' constructors read one: `c.n_embd`, `c["n_embd"]`, `c.get("n_embd")`, by any usual name."""
-
-    def __missing__(self, key: str) -> Any:
-        other = alias_in(self, key)
-        if other is None:
-            raise KeyError(key)
-        return self[other]
-
-    def __getattr__(self, key: str) -> Any:
-        other = None if key.startswith("__") else alias_in(self, key)
-        if other is None:
-            raise AttributeError(f"config has no {key}; it has {', '.join(self) or 'no keys'}")
-        return self[other]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """As a dict's, by any usual name."""
-        other = alias_in(self, key)
-        return default if other is None else self[other]
-
-
-def alias_in(values: Mapping[str, Any], name: str) -> str | None:
-    """The key of `values` that means `name`: itself, or another usual word for the same; None without one."""
-    if name in values:
-        return name
-    for group in ALIASES:
-        if name in group:
-            return next((other for other in group if other in values), None)
-    return alias_in(values, FALLBACKS[name]) if name in FALLBACKS else None
-
-
-def number_in(flat: Settings, names: tuple[str, ...]) -> int:
-    """The config's word for the first of these names, under any usual name; 0 without one."""
-    value = next((flat.get(name) for name in names if flat.get(name) is not None), 0)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-def flatten(config: Mapping[str, Any]) -> Settings:
-    """The settings of a config, wherever it keeps them: at its top, under `params` and the like, or in its nodes.
-
-    The top wins over what is nested. Among the nodes of a graph the first to name a value wins: the embedding comes
-    first, and a later node may use the same word for something of its own.
-    """
-    flat = Settings()
-    nodes = config.get("nodes")
-    for node in nodes if isinstance(nodes, list) else []:
-        for place in (node, node.get("data") if isinstance(node, dict) else None):
-            params = place.get("params") if isinstance(place, dict) else None
-            for key, value in (params if isinstance(params, dict) else {}).items():
-                flat.setdefault(key, value)
-    for nest in NESTS:
-        if isinstance(config.get(nest), dict):
-            flat.update(flatten(config[nest]))
-    flat.update({key: value for key, value in config.items() if key not in NESTS or not isinstance(value, dict)})
-    flat.pop("nodes", None)
-    if "transformers_version" in flat:
-        flat.pop("max_length", None)  # there it says how much to generate
-    return flat
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -151,13 +62,14 @@ def import_code(folder: Path) -> types.ModuleType:
         exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
     except SyntaxError as error:
         line = error.lineno or 0 if error.filename == str(path) else line_of(error, str(path))
-        failure = _failure("syntax-error", f"it is not Python: {error.msg}", "export it again", line)
-    except ModuleNotFoundError as error:
-        package = (error.name or "?").split(".")[0]
-        message = f"it imports {error.name}, which is not installed here"
-        failure = _failure("missing-package", message, f"pip install {package}", line_of(error, str(path)))
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        message = f"it is not Python {python}: {error.msg}"
+        failure = _failure("syntax-error", message, f"write that line for Python {python}, or export it again", line)
+    except ImportError as error:
+        failure = _import_failure(error, path)
     except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises is the finding
-        failure = _failure("import-fails", f"importing it raises {told(error)}", "", line_of(error, str(path)))
+        fix = 'model.py should only define the model: move the rest under if __name__ == "__main__":'
+        failure = _failure("import-fails", f"importing it raises {told(error)}", fix, line_of(error, str(path)))
     else:
         return module
     del sys.modules[module.__name__]
@@ -167,10 +79,10 @@ def import_code(folder: Path) -> types.ModuleType:
 def choose(module: types.ModuleType, config: Mapping[str, Any]) -> tuple[Callable[..., Any], str]:
     """The class (or `build_model`) that makes the model, and why it was chosen.
 
-    What the config names comes first, then a function `build_model`, then the one public class that no other is made
-    from. Raises ExportError where the named class does not exist or more than one is left, with line numbers.
+    What the config names comes first, then a function such as `build_model`, then the one public class that no other
+    is made from. Raises ExportError where the named class does not exist or more than one is left, with line numbers.
     """
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    tree = ast.parse(_text(Path(str(module.__file__)).parent, CODE_FILE))
     lines = {node.name: node.lineno for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     classes = {
         name: thing for name, thing in vars(module).items()
@@ -185,9 +97,10 @@ def choose(module: types.ModuleType, config: Mapping[str, Any]) -> tuple[Callabl
     if isinstance(named, str) and named.isidentifier() and named[:1].isupper():  # otherwise it is a title
         message = f"model_name is {named}, but model.py defines {listed}"
         raise _failure("class-not-found", message, "name one of them in model_name", 0, CONFIG_FILE)
-    build = getattr(module, "build_model", None)
-    if inspect.isfunction(build) and build.__module__ == module.__name__:
-        return build, "function build_model"
+    for name in FACTORIES:
+        build = getattr(module, name, None)
+        if inspect.isfunction(build) and build.__module__ == module.__name__ and _callable(build, flat, module):
+            return build, f"function {name}"
 
     reached = _reached(tree)
     top = [name for name in classes if not name.startswith("_")]
@@ -195,11 +108,14 @@ def choose(module: types.ModuleType, config: Mapping[str, Any]) -> tuple[Callabl
     if len(top) > 1 and USUAL_CLASS in top:
         top = [USUAL_CLASS]
     if len(top) > 1:  # a loss or a metric beside the model looks nothing up
-        top = [name for name in top if "Embedding" in reached[name]] or top
+        for sign in ("Embedding", "Linear"):
+            top = [name for name in top if sign in reached[name]] or top
     if len(top) == 1:
         return classes[top[0]], f"class {top[0]}: no other class of model.py is made from it"
     if not classes:
-        raise _failure("class-missing", "it defines no nn.Module", "export the model's class")
+        made = next((name for name, thing in vars(module).items() if isinstance(thing, nn.Module)), "")
+        fix = f"return {made} from a function build_model()" if made else "export the model's class"
+        raise _failure("class-missing", "it defines no nn.Module class", fix)
     listed = ", ".join(f"{name} (line {lines.get(name, 0)})" for name in top or classes)
     raise _failure("class-ambiguous", f"it could be any of {listed}", f"name one in model_name of {CONFIG_FILE}")
 
@@ -212,7 +128,7 @@ def build_export(folder: Path, seed: int = 0) -> tuple[nn.Module, dict[str, Any]
     """
     folder = Path(folder)
     config = read_config(folder)
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), _own_ways():
         module = import_code(folder)
         maker, why = choose(module, config)
         path = str(module.__file__)
@@ -220,17 +136,24 @@ def build_export(folder: Path, seed: int = 0) -> tuple[nn.Module, dict[str, Any]
         # Only now, for the file may set a seed of its own. torch.manual_seed would also reseed the GPUs.
         torch.default_generator.manual_seed(derive_seed(seed, "init"))
         try:
-            model = maker(**keywords)
+            model = _build(maker, keywords)
         except ExportError:
             raise
         except (Exception, SystemExit) as error:  # a stranger's code: whatever it raises is the finding
             given = ", ".join(f"{key}={_brief(value)}" for key, value in keywords.items())
             message = f"{maker.__name__}({given}) raises {told(error)}"
-            fix = f"{CONFIG_FILE} has {', '.join(flatten(config)) or 'no keys'}"
+            texts = [key for key, value in keywords.items() if isinstance(value, str) and value.isdigit()]
+            fix = likely_fix(error) or f"{CONFIG_FILE} has {', '.join(flatten(config)) or 'no keys'}"
+            if texts and "str" in str(error):
+                fix = f"write {', '.join(texts)} in {CONFIG_FILE} as numbers, without quotes"
             raise _failure("constructor-fails", message, fix, line_of(error, path) or _first_line(maker)) from error
     if not isinstance(model, nn.Module):
         message = f"{maker.__name__} returns {type(model).__name__}, not an nn.Module"
         raise _failure("constructor-fails", message, "return the model", _first_line(maker))
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        fix = "build it without torch.device('meta'); weights get their values elsewhere"
+        raise _failure("constructor-fails", "its weights are on the meta device: they have no values", fix,
+                       _first_line(maker))  # fmt: skip
     return model, config, [why]
 
 
@@ -240,10 +163,10 @@ def arguments(maker: Callable[..., Any], flat: Settings, module: types.ModuleTyp
     Raises ExportError for a required one that the config does not have.
     """
     try:
-        parameters = inspect.signature(maker).parameters.values()
+        parameters = _parameters(maker)
     except ValueError:  # a class written in C
         return {}
-    if [p.kind for p in parameters if p.name != "self"] == [inspect.Parameter.VAR_KEYWORD]:
+    if [p.kind for p in parameters] == [inspect.Parameter.VAR_KEYWORD]:
         return dict(flat)
     function = maker.__init__ if isinstance(maker, type) else maker
     try:
@@ -257,15 +180,109 @@ def arguments(maker: Callable[..., Any], flat: Settings, module: types.ModuleTyp
         key = alias_in(flat, p.name)
         if p.name not in flat and key in names:  # that value belongs to another argument
             key = None
-        if key is not None and not dataclasses.is_dataclass(hints.get(p.name)):
+        if key is not None and isinstance(flat[key], dict) and _is_own(hints.get(p.name), module):
+            chosen[p.name] = _config_object(p, hints[p.name], flat[key], module)
+        elif key is not None and not dataclasses.is_dataclass(hints.get(p.name)):
             chosen[p.name] = flat[key]
-        elif p.name in CONFIG_NAMES or dataclasses.is_dataclass(hints.get(p.name)):
+        elif p.name in CONFIG_NAMES or _wants_settings(p, hints.get(p.name), function, module):
             chosen[p.name] = _config_object(p, hints.get(p.name), flat, module)
+        elif p.default is p.empty and p.name in ASSUMED:
+            chosen[p.name] = ASSUMED[p.name]
         elif p.default is p.empty:
             keys = ", ".join(key for key in flat if isinstance(key, str)) or "no keys"
             message = f"{maker.__name__} needs {p.name}, which {CONFIG_FILE} does not have; it has {keys}"
             raise _failure("missing-argument", message, f"add {p.name} to {CONFIG_FILE}", _first_line(function))
     return chosen
+
+
+def call_with(maker: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Call `maker` with values by name, also where it takes some by place only."""
+    by_place = [p.name for p in inspect.signature(maker).parameters.values()
+                if p.kind is p.POSITIONAL_ONLY and p.name in given]  # fmt: skip
+    named = {key: value for key, value in given.items() if key not in by_place}
+    return maker(*(given[name] for name in by_place), **named)
+
+
+def _parameters(maker: Callable[..., Any]) -> list[inspect.Parameter]:
+    """What a class or function takes; with **kwargs, also what its base classes in the same file take."""
+    found = {p.name: p for p in inspect.signature(maker).parameters.values() if p.name != "self"}
+    if not isinstance(maker, type):
+        return list(found.values())
+    for base in maker.__mro__:
+        if base.__module__ != maker.__module__ or "__init__" not in vars(base):
+            continue
+        own = list(inspect.signature(base.__init__).parameters.values())[1:]
+        named = [p for p in own if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if base is not maker:
+            found.update({p.name: p for p in named if p.name not in found})
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            return [p for p in found.values() if p.kind is not p.VAR_KEYWORD]
+    return list(found.values())
+
+
+def _callable(function: Callable[..., Any], flat: Settings, module: types.ModuleType) -> bool:
+    """Whether the config has all that a function needs; one named build_model says so itself."""
+    try:
+        return function.__name__ == FACTORIES[0] or arguments(function, flat, module) is not None
+    except ExportError:
+        return False
+
+
+def _build(maker: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Call `maker`; of a config handed through as it is, what nobody takes is left out."""
+    state, named = torch.default_generator.get_state(), inspect.signature(maker).parameters
+    while True:
+        try:
+            return call_with(maker, given)
+        except TypeError as error:
+            extra = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if not extra or extra[1] not in given or extra[1] in named:
+                raise
+            given = {key: value for key, value in given.items() if key != extra[1]}
+            torch.default_generator.set_state(state)
+
+
+def _is_own(hint: Any, module: types.ModuleType) -> bool:
+    """Whether a type is a class of the file, and no module."""
+    return isinstance(hint, type) and hint.__module__ == module.__name__ and not issubclass(hint, nn.Module)
+
+
+def _wants_settings(p: inspect.Parameter, hint: Any, function: Any, module: types.ModuleType) -> bool:
+    """Whether a parameter of any name takes a settings object: by its type, or as the only one and read by name."""
+    if dataclasses.is_dataclass(hint):
+        return True
+    if p.default is not p.empty:
+        return False
+    if _is_own(hint, module):
+        return True
+    others = [q for q in inspect.signature(function).parameters.values() if q.default is q.empty and q.name != "self"]
+    if [q.name for q in others] != [p.name]:
+        return False
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):  # no source to read
+        return False
+    same = {p.name}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id in same:
+            same |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    reads = [n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute)
+             or (isinstance(n, ast.Subscript) and isinstance(getattr(n.slice, "value", None), str))]  # fmt: skip
+    return any(isinstance(value, ast.Name) and value.id in same for value in reads)
+
+
+@contextlib.contextmanager
+def _own_ways() -> Iterator[None]:
+    """A file may set how torch works for everybody; afterwards torch works as before."""
+    before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_grad_enabled(before[1])
+        torch.set_num_threads(before[2])
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 
 def line_of(error: BaseException, path: str) -> int:
@@ -287,20 +304,45 @@ def _config_object(p: inspect.Parameter, hint: Any, flat: Settings, module: type
     if not kinds:
         kinds = [
             thing for name, thing in vars(module).items()
-            if isinstance(thing, type) and name.endswith("Config") and thing.__module__ == module.__name__
+            if isinstance(thing, type) and SETTINGS_CLASS.search(name) and thing.__module__ == module.__name__
         ]  # fmt: skip
     kinds = [kind for kind in kinds if kind.__module__ not in ("builtins", "types", "typing")]
     if not kinds:
         return flat
     kind = kinds[0]
     try:
-        return kind(**arguments(kind, flat, module))
+        if kind.__init__ is object.__init__:  # its settings are attributes of the class
+            made = kind()
+            names = [name for name in dir(kind) if not name.startswith("_") and alias_in(flat, name)]
+            for name in names:
+                setattr(made, name, flat[name])
+            return made
+        return call_with(kind, arguments(kind, flat, module))
     except ExportError:
         raise
     except Exception as error:  # a stranger's code: whatever it raises is the finding
         message = f"{kind.__name__} raises {told(error)}"
         line = line_of(error, str(module.__file__)) or _first_line(kind)
         raise _failure("constructor-fails", message, f"look at {CONFIG_FILE}", line) from error
+
+
+def _import_failure(error: ImportError, path: Path) -> ExportError:
+    line = line_of(error, str(path))
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+    package = (error.name or "").split(".")[0]
+    if re.match(r"from\s+\.", text) or package == __name__.split(".")[0]:  # a file of theirs may be called as ours
+        return _failure("missing-package", f"`{_brief_text(text)}` asks for another file, and an export is one file",
+                        "copy what it imports into model.py", line)  # fmt: skip
+    if isinstance(error, ModuleNotFoundError):
+        message = f"it imports {error.name}, which is not installed here"
+        return _failure("missing-package", message, f"pip install {package}, or write model.py without it", line)
+    fix = f"look at which version of {package} has it" if package else ""
+    return _failure("import-fails", f"importing it raises {told(error)}", fix, line)
+
+
+def _brief_text(text: str) -> str:
+    return text if len(text) <= 50 else f"{text[:47]}..."
 
 
 def _reached(tree: ast.Module) -> dict[str, set[str]]:
@@ -324,8 +366,7 @@ def _first_line(thing: Any) -> int:
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return _brief_text(repr(value))
 
 
 def _text(folder: Path, name: str) -> str:

@@ -23,7 +23,7 @@ class Finding:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.message}" + (f" Fix: {self.fix}" if self.fix else "")
+        return f"{place}: {self.message}" + (f"\n  -> {self.fix}" if self.fix else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -36,3 +36,7 @@ class ExportError(ValueError):
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
         super().__init__("\n".join(map(str, self.findings)))
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: the findings; where in our code it was raised is no help to anybody."""
+        return str(self).splitlines()

@@ -7,35 +7,32 @@ B sequences, T positions, V = vocabulary, C = width of the embedding.
 import copy
 import inspect
 import re
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from utils.models.calling import (
-    INTERMEDIATE,
-    LABELS,
-    MASK_STYLES,
-    Call,
-    Lookups,
-    Output,
-    call_of,
-    forward_line,
-    output_of,
-    source_file,
+from utils.models.calling import INTERMEDIATE, LABELS, Call, Lookups, call_of, source_file, ways_of
+from utils.models.export_class import line_of, told
+from utils.models.export_config import LENGTH, VOCABULARY, Settings, flatten, number_in
+from utils.models.findings import ExportError
+from utils.models.fixes import likely_fix
+from utils.models.outputs import kept_losses, nameless_losses, output_of
+from utils.models.trials import (
+    LONGEST,
+    Probe,
+    find_length,
+    give_causal_mask,
+    keep_texts_apart,
+    looks_ahead,
+    try_mask,
 )
-from utils.models.export_class import LENGTH, VOCABULARY, Settings, flatten, line_of, number_in, told
-from utils.models.findings import ExportError, Finding
+from utils.runtime.randomness import derive_seed
 
 TASKS = ("causal", "masked", "seq2seq", "classification")
-LONGEST = 2048  # positions tried; a longer promise is believed
-SECONDS = 2.0  # for trying lengths
-UNLIMITED = 1024  # block_size of a model that has no limit and says none
-MOVED = 1e-5  # of the logits' spread: float32 noise stays below
 HINTS = (  # a word of the config or of the class's name, in this order -> the task it speaks for
     ("seq2seq", r"encoder[-_ ]?decoder|seq2seq|sequence[-_ ]to|\bt5|bart\b|translat|conditionalgeneration"),
     ("classification", r"classif|sentiment"),
@@ -45,51 +42,10 @@ HINTS = (  # a word of the config or of the class's name, in this order -> the t
 HINT_KEYS = ("task", "task_type", "architecture", "architectures", "model_type", "type", "class_name", "model_name")
 
 
-@dataclass
-class Probe:
-    """A model under the probe, and what has been found."""
-
-    model: nn.Module
-    call: Call
-    file: str
-    path: str
-    output: Output = field(default_factory=Output)
-    task: str = "causal"
-    vocab_size: int = 0
-    block_size: int = 0
-    masks: bool = False
-    notes: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    def run(self, ids: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Any:
-        """Whatever the model returns."""
-        torch.default_generator.manual_seed(0)  # some code drops activations even in eval mode
-        with torch.no_grad():
-            return self.call(self.model, ids, target, mask)
-
-    def logits(self, ids: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The scores alone, as float32."""
-        return self.output.read(self.run(ids, target, mask))[0].float()
-
-    def draw(self, batch: int, length: int, seed: int = 0) -> Tensor:
-        """Ids (batch, length); never 0, which is often padding."""
-        generator = torch.Generator().manual_seed(seed)
-        low = 1 if self.vocab_size > 1 else 0
-        return torch.randint(low, max(self.vocab_size, low + 1), (batch, length), generator=generator)
-
-    def warn(self, code: str, message: str, fix: str = "") -> None:
-        """Something to look at that does not stop the model from working."""
-        self.findings.append(Finding(code, message, fix, self.file, forward_line(self.model), "warn"))
-
-    def failure(self, code: str, message: str, fix: str = "", line: int | None = None) -> ExportError:
-        """What stops it; for the caller to raise."""
-        at = forward_line(self.model) if line is None else line
-        return ExportError([*self.findings, Finding(code, message, fix, self.file, at)])
-
-
-def probe(model: nn.Module, config: Mapping[str, Any], task: str | None = None) -> Probe:
+def probe(model: nn.Module, config: Mapping[str, Any], task: str | None = None, seed: int = 0) -> Probe:
     """Find out how a model is called, what it returns, which task it fits, and its limits.
 
+    Parts that `forward` makes on its first call are made, from `seed`; nothing else of the model changes.
     Raises ExportError with findings where it cannot be used, ValueError for an unknown task.
     """
     if task is not None and task not in TASKS:
@@ -106,25 +62,27 @@ def probe(model: nn.Module, config: Mapping[str, Any], task: str | None = None) 
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.random.fork_rng(devices=[]):
-            length, ids, output, lookups = _first_run(found, model, flat)
+            length, ids, output, lookups = _first_run(found, model, flat, seed)
             _read_vocabulary(found, flat, ids, output, lookups, task)
+            keep_texts_apart(found, length)
             _decide_task(found, flat, length, task)
-            _find_length(found, flat, length)
-            found.masks = _try_mask(found, min(length, found.block_size))
+            _read_training(found, ids)
+            find_length(found, number_in(flat, LENGTH), length)
+            found.masks = try_mask(found, min(length, found.block_size))
+        if found.changes_ids:
+            found.call = replace(found.call, copies=True)
+            found.warn("changes-its-input", "forward changes the ids it is given, in place", "begin with x = x.clone()")
     finally:
         for module, training in modes:  # for a model that cannot be copied
             module.training = training
     return found
 
 
-def _first_run(found: Probe, model: nn.Module, flat: Settings) -> tuple[int, Tensor, Any, Lookups]:
+def _first_run(found: Probe, model: nn.Module, flat: Settings, seed: int) -> tuple[int, Tensor, Any, Lookups]:
     """The first length and form of a call that works."""
     hint = number_in(flat, LENGTH)
     lengths = [min(8, hint or 8), *([hint] if 8 < hint <= LONGEST else []), 2]
-    call, first = found.call, None
-    calls = [call]
-    if call.mask in call.nothing:
-        calls += [replace(call, mask_style=style, always_mask=True) for style in MASK_STYLES]
+    calls, first = list(ways_of(model, found.call)), None
     half = any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters())
     for as_float in (True, False) if half else (True,):  # some code insists on the type it was written for
         found.model = _copied(model, as_float)
@@ -143,8 +101,63 @@ def _first_run(found: Probe, model: nn.Module, flat: Settings) -> tuple[int, Ten
                                "use only as many positions as there are tokens")  # fmt: skip
                 if none := [n for n in found.call.nothing if not (found.call.always_mask and n == found.call.mask)]:
                     found.notes.append(f"forward gets None for {', '.join(none)}")
+                if not as_float:
+                    found.warn("fixed-dtype", f"it runs only in the dtype it was written in: {told(first)}",
+                               "leave dtypes out of forward; how precisely to train is a setting")  # fmt: skip
+                _finish_parts(found, model, ids, as_float, seed)
                 return length, ids, output, lookups
+    found.call = calls[0]
     raise _run_failure(found, first)
+
+
+def _finish_parts(found: Probe, model: nn.Module, ids: Tensor, as_float: bool, seed: int) -> None:
+    """Lazy layers and layers made inside `forward` have weights only after a first call, which they get here."""
+    late = {name for name, _ in found.model.named_parameters()} - {
+        name for name, p in model.named_parameters() if not nn.parameter.is_lazy(p)
+    }
+    if late and found.model is not model:
+        found.notes.append(f"called once, because forward makes {', '.join(sorted(late))}")
+        torch.default_generator.manual_seed(derive_seed(seed, "init"))
+        with torch.no_grad():
+            found.call(model.eval(), ids)
+        found.model = _copied(model, as_float)
+
+
+def _read_training(found: Probe, ids: Tensor) -> None:
+    """Where the logits are in training, when some code returns something else."""
+    found.training_output = found.output
+    if found.model.training:  # it could not be copied, and stays as it is
+        return
+    fix = "return the same in training as in evaluation: the logits; the loss is computed outside"
+    shape = found.logits(ids).shape
+    found.model.train()
+    try:
+        with torch.enable_grad():
+            output = found.call(found.model, ids.clone())
+    except Exception as error:  # a stranger's code: whatever it raises is the finding
+        at = line_of(error, found.path) or None
+        raise found.failure("training-fails", f"forward raises {told(error)} in training", fix, at) from error
+    finally:
+        found.model.eval()
+    where = output_of(found.model, output, {shape[-1]}, 0)
+    if where is not None:
+        kept = () if where.auxiliary else tuple(kept_losses(found.model))
+        where = replace(where, layout=found.output.layout, kept=kept)
+        try:
+            got = tuple(where.read(output, found.model, len(ids))[0].shape)
+        except (RuntimeError, IndexError):  # too few axes for that layout
+            got = ()
+    if where is None or got[-1:] != shape[-1:] or len(got) != len(shape):
+        raise found.failure("training-fails", "in training, forward returns no logits", fix)
+    found.training_output, found.output = where, replace(found.output, kept=where.kept)
+    logits = where.read(output, found.model, len(ids))[0]
+    if not logits.requires_grad and any(p.requires_grad for p in found.model.parameters()):
+        found.warn("no-gradient", "the logits of training have no gradient, so nothing can be learned",
+                   "leave torch.no_grad, detach and .data out of forward")  # fmt: skip
+    if losses := [*where.auxiliary, *(".".join(filter(None, place)) for place in where.kept)]:
+        found.notes.append(f"auxiliary loss: {', '.join(map(str, losses))}")
+    elif not found.call.echo and (unnamed := nameless_losses(output, where)):
+        found.notes.append(f"the number returned at {unnamed[0]!r} is left out: call it aux_loss to have it trained on")
 
 
 def _read_vocabulary(
@@ -159,25 +172,34 @@ def _read_vocabulary(
     sizes = {size for size in (rows, promised) if size}
     where = output_of(found.model, output, sizes, tables[0][1] if tables else 0)
     if where is None:
-        kind = type(output).__name__
-        raise found.failure("no-logits", f"forward returns a {kind} in which nothing is a score",
+        raise found.failure("no-logits", _without_scores(output),
                             "return the logits (B, T, V), or a dict with logits")  # fmt: skip
-    found.output = where
-    logits = where.read(output)[0]
     batch, length = ids.shape
+    shape = tuple(where.read(output, found.model, batch)[0].shape)
+    if len(shape) == 3 and shape[-1] == length and shape[1] in sizes and shape[-1] not in sizes:
+        where = replace(where, layout="BVT")
+    elif len(shape) == 2 and shape[0] == batch * length and shape[1] in sizes:
+        where = replace(where, layout="NV")
+    found.output = where
+    if where.layout != "BTV":
+        found.notes.append(f"forward returns its scores as {shape} for ids {tuple(ids.shape)}; they are rearranged")
+    logits = where.read(output, found.model, batch)[0]
     shape, size = tuple(logits.shape), logits.shape[-1]
     if length > 1 and (shape[:-1] == (batch, 1) or (shape[:-1] == (batch,) and size in sizes)):
         shape = _score_every_position(found, ids, size) or shape
     if found.output.kind != "tensor":
         found.notes.append(f"forward returns more than logits ({found.output.kind}); they are {found.output.key!r}")
-    if found.output.auxiliary:
-        found.notes.append(f"auxiliary loss: {', '.join(map(str, found.output.auxiliary))}")
 
-    if len(shape) == 2 and shape[0] == batch and (task == "classification" or size not in sizes):
+    if (
+        len(shape) == 2
+        and shape[0] == batch
+        and not _joined(shape, length, sizes)
+        and (task == "classification" or size not in sizes)
+    ):
         found.task, found.vocab_size = "classification", rows or promised
         _try_last_id(found, ids)
         return
-    if shape[:-1] not in ((batch, length), (batch, 1), (batch,)):
+    if shape[:-1] not in ((batch, length), (batch, 1), (batch,)) or _joined(shape, length, sizes):
         raise found.failure("output-shape", f"for ids (2, {length}) it returns {shape}, expected (2, {length}, V)",
                             "put batch first, then positions, then the vocabulary")  # fmt: skip
     if size in widths and size not in sizes:
@@ -185,6 +207,14 @@ def _read_vocabulary(
             "no-output-head", f"forward returns hidden states {shape}, as wide as the embedding, not scores over "
             f"the {rows or promised} tokens", "end forward with a linear layer from the width to vocab_size",
         )  # fmt: skip
+    if size not in sizes and size == number_in(flat, ("num_classes",)):
+        raise found.failure(
+            "task-unsupported", f"forward gives each token one of {size} classes; next or masked tokens can be "
+            "predicted here, or one class for a text", "give it an output layer over vocab_size, or pool the positions",
+        )  # fmt: skip
+    if size > 1 and logits.min() >= 0 and (logits.float().sum(-1) - 1).abs().max() < 1e-2:
+        found.warn("softmax-on-output", "the scores of each position add up to 1: they are probabilities, and "
+                   "training expects logits", "return the values from before the softmax")  # fmt: skip
     usable = min(rows or size, size)
     told_sizes = f"the embedding has {rows or 'unknown'} rows, the output scores {size} tokens"
     if promised > usable or (not promised and max(rows, size) > 2 * usable):
@@ -210,7 +240,7 @@ def _score_every_position(found: Probe, ids: Tensor, size: int) -> tuple[int, ..
             with torch.no_grad():
                 output = call(found.model, ids)
             where = output_of(found.model, output, {size}, 0)
-            logits = where.read(output)[0] if where else ids
+            logits = where.read(output, found.model, len(ids))[0] if where else ids
         except Exception:  # a stranger's code: then it has to be called without
             continue
         if tuple(logits.shape) == (*ids.shape, size) and where:
@@ -244,8 +274,10 @@ def _decide_task(found: Probe, flat: Settings, length: int, asked: str | None) -
         found.notes.append(f"task {found.task}: " + ("asked for" if asked else "by what forward takes and returns"))
         if found.task in ("masked", "classification"):
             return
-    seen = _looks_ahead(found, length)
+    seen = looks_ahead(found, length)
     saw = {True: "earlier logits see later tokens", False: "no logit sees a later token", None: "no token sees another"}
+    if seen and (found.call.target or "causal" in (asked, hint)) and give_causal_mask(found, _masks(found), length):
+        seen = False
     if asked or found.call.target:
         if seen:
             found.warn("looks-ahead", f"the task is {found.task}, but {saw[True]}", "mask the attention of the decoder")
@@ -263,105 +295,26 @@ def _decide_task(found: Probe, flat: Settings, length: int, asked: str | None) -
         found.notes.append(f"task {found.task}: {saw[seen]}{against}")
 
 
-def _looks_ahead(found: Probe, length: int) -> bool | None:
-    """Whether a token changes earlier logits; None where it changes no other position's at all."""
-    if length < 3:
-        return None
-    ids, at = found.draw(2, length), length // 2
-    source = found.draw(2, length, seed=1) if found.call.target else None
-    changed = ids.clone()
-    changed[:, at] = ids[:, at] % (found.vocab_size - 1) + 1 if found.vocab_size > 2 else 1 - ids[:, at]
-    both = [found.logits(source, x) if source is not None else found.logits(x) for x in (ids, changed)]
-    if both[0].dim() != 3 or both[0].shape[1] != length:
-        return None
-    moved = (both[1] - both[0]).abs().amax(dim=(0, 2)) > MOVED * both[0].std().clamp_min(1e-12)  # (T)
-    if moved[:at].any():
-        return True
-    return False if moved[at + 1 :].any() else None
+def _masks(found: Probe) -> list[str]:
+    """The parameters that may want a causal mask."""
+    names = [n for n in inspect.signature(found.model.forward).parameters if n.endswith("mask") and "pad" not in n]
+    if found.call.target:
+        names = [n for n in names if re.match(r"(tgt|trg|target|dec|look|causal|sub)", n)]
+    return names
 
 
-def _find_length(found: Probe, flat: Settings, works_at: int) -> None:
-    """The longest input: what the config promises if that runs, else where it really stops."""
-    promised, tried, cost = number_in(flat, LENGTH), {works_at: True}, {works_at: 0.0}
-
-    def runs(length: int) -> bool:
-        if length not in tried:
-            start, ids = time.perf_counter(), found.draw(1, length)
-            try:
-                tried[length] = found.logits(ids, ids if found.call.target else None).shape[0] == 1
-            except Exception:  # a stranger's code: it stops here, however it says so
-                tried[length] = False
-            cost[length] = time.perf_counter() - start
-        return tried[length]
-
-    def affordable(length: int) -> bool:
-        longest = max(n for n, good in tried.items() if good)
-        return length in tried or (
-            length <= LONGEST and sum(cost.values()) + cost[longest] * max(1, length / longest) < SECONDS
-        )
-
-    if promised > 64:
-        runs(64)  # what a token costs, before many are tried
-    if promised and (not affordable(promised) or runs(promised)):
-        found.block_size = promised
-        if promised not in tried:
-            found.notes.append(f"block_size {promised}: what config.json says, not tried because it would take long")
-        else:
-            more = affordable(promised + 1) and runs(promised + 1)
-            found.notes.append(f"block_size {promised}: what config.json says" + (", no limit found" if more else ""))
-        return
-    tables = {n for tensor in (*found.model.parameters(), *found.model.buffers()) for n in tensor.shape}
-    tables = {n for n in tables if works_at < n < (promised or LONGEST)}
-    for size in sorted(tables, reverse=True):
-        if affordable(size + 1) and runs(size) and not runs(size + 1):
-            good = size
-            break
-    else:
-        good, bad = works_at, promised or 2 * works_at
-        while not promised and affordable(bad) and runs(bad):
-            good, bad = bad, 2 * bad
-        if not promised and bad not in tried:
-            found.block_size = UNLIMITED
-            found.notes.append(f"block_size {UNLIMITED}: no limit found up to {good} tokens, and the config says none")
-            return
-        while bad - good > 1 and affordable((good + bad) // 2):
-            middle = (good + bad) // 2
-            good, bad = (middle, bad) if runs(middle) else (good, middle)
-    found.block_size = good
-    found.notes.append(f"block_size {good}: it fails at {good + 1} tokens")
-    if promised:
-        found.warn("positions-stop-short", f"config.json promises {promised} tokens, but it fails beyond {good}",
-                   f"give the positions {promised} rows, or set the length in config.json to {good}")  # fmt: skip
+def _joined(shape: tuple[int, ...], length: int, sizes: set[int]) -> bool:
+    """Whether a row holds the scores of all positions, (B, T * V)."""
+    return len(shape) == 2 and length > 1 and shape[1] in {length * size for size in sizes}
 
 
-def _try_mask(found: Probe, length: int) -> bool:
-    """Whether a padding mask means what it should: all ones change nothing, and what is masked has no influence."""
-    call = found.call
-    if not call.mask or call.echo or length < 4:
-        return False
-    ids, padding = found.draw(2, length, seed=2), slice(0, length // 3)
-    if found.task == "classification":  # the first position may be the one that is scored
-        padding = slice(length - length // 3, length)
-    target = found.draw(2, length - 1, seed=3) if call.target else None
-    other = ids.clone()
-    other[1, padding] = ids[1, padding] % max(found.vocab_size - 1, 1) + (found.vocab_size > 1)
-    mask = torch.ones_like(ids)
-    mask[1, padding] = 0
-    for style in MASK_STYLES if not call.always_mask else [call.mask_style]:
-        found.call = replace(call, mask_style=style)
-        try:
-            plain, whole = found.logits(ids, target), found.logits(ids, target, torch.ones_like(ids))
-            left, right = found.logits(ids, target, mask), found.logits(other, target, mask)
-        except Exception:  # a stranger's code: this is not how it wants its mask
-            continue
-        if not found.call.target and found.task != "classification":  # what padding itself scores is nobody's matter
-            left, right = left[:, padding.stop :], right[:, padding.stop :]
-        near = MOVED * plain.std().clamp_min(1e-12) * 10
-        if (whole - plain).abs().max() <= near and left.isfinite().all() and (left - right).abs().max() <= near:
-            return True
-    found.call = call
-    found.notes.append(f"{call.mask} is left out: it does not act as a padding mask (B, T)")
-    return False
+def _without_scores(output: Any) -> str:
+    if not isinstance(output, Tensor):
+        return f"forward returns a {type(output).__name__} in which nothing is a score"
+    if output.dim() == 0:
+        return "forward returns one number, perhaps a loss, which is computed outside"
+    kind = str(output.dtype).removeprefix("torch.")
+    return f"forward returns {kind} values {tuple(output.shape)}: ids, perhaps of an argmax, are no scores"
 
 
 def _copied(model: nn.Module, as_float: bool) -> nn.Module:
@@ -394,4 +347,5 @@ def _run_failure(found: Probe, error: Exception | None) -> ExportError:
         given = ", ".join(found.call.nothing)
         return found.failure("forward-arguments", f"forward requires {given} and fails with None: {told(error)}",
                              "give it a default of None", line)  # fmt: skip
-    return found.failure("forward-fails", f"forward raises {told(error)} for ids (2, 8)", "open that line", line)
+    fix = likely_fix(error) or "look at what that line gets"
+    return found.failure("forward-fails", f"forward raises {told(error)} for ids (2, 8)", fix, line)

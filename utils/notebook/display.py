@@ -8,8 +8,9 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from utils.jobs.describe import plain
 from utils.notebook.live_chart import loss_chart
-from utils.runs.folder import RunFolder, latest_run, list_runs, open_run
+from utils.runs.folder import Row, RunFolder, latest_run, list_runs, open_run
 from utils.runs.overview import overview
 from utils.runs.progress import outcome, progress_line
 from utils.runtime.table import Table
@@ -33,6 +34,20 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Something on its way: words for a terminal, HTML for a notebook (the words, if there is none)."""
+
+    words: str
+    page: str | None = None
+
+    def __repr__(self) -> str:
+        return self.words
+
+    def _repr_html_(self) -> str:
+        return html.escape(self.words) if self.page is None else self.page
+
+
+@dataclass(frozen=True)
 class RunView:
     """One run, as it stands on disk now: a sentence and the loss chart."""
 
@@ -51,7 +66,7 @@ class RunView:
     def chart(self) -> str:
         """The loss chart as SVG."""
         state = self.run.state()
-        return loss_chart(self.run.metrics(), state.get("entropy_floor"), state.get("total_steps", 0))
+        return loss_chart(self.run.metrics(), state.get("entropy_floor"), state.get("total_steps") or 0)
 
     def __repr__(self) -> str:
         return f"{self.line()}\nrun: {self.path}"
@@ -59,7 +74,7 @@ class RunView:
     def _repr_html_(self) -> str:
         words = f"<b>{html.escape(self.run.name)}</b>: {html.escape(self.line())}"
         alerts = "".join(
-            f'<div style="color:#dc2626">step {event["step"]}: {html.escape(event["text"])}</div>'
+            f'<div style="color:#dc2626">step {event.get("step", 0):d}: {html.escape(event.get("text", ""))}</div>'
             for event in self.run.events("alert")[-3:]
         )
         return f'<div style="font-size:13px;margin:4px 0">{words}</div>{alerts}{self.chart()}'
@@ -72,23 +87,29 @@ def show_run(path: str | Path | None = None) -> RunView:
 
 def show_metrics(path: str | Path | None = None) -> Table:
     """Every evaluation of a run: loss in nats per token, perplexity, accuracy, bits per byte."""
+    run = _open(path)
+    asked = {"masked": "hidden tokens found", "seq2seq": "next-token accuracy"}  # and of a causal model
+    accuracy = asked.get(str(run.read_json("meta").get("task")), "next-token accuracy")
     rows = [
         (
             str(row["step"]),
-            f"{row['val/loss']:.4f}",
-            f"{row['val/perplexity']:.2f}",
-            f"{row['val/accuracy']:.1%}",
-            "" if row["val/bits_per_byte"] is None else f"{row['val/bits_per_byte']:.3f}",
+            _number(row, "val/loss", ".4f"),
+            _number(row, "val/perplexity", ".2f"),
+            _number(row, "val/accuracy", ".1%"),
+            _number(row, "val/bits_per_byte", ".3f"),
         )
-        for row in _open(path).metrics()
+        for row in run.metrics()
         if row["kind"] == "val"
     ]
-    return Table(rows, header=("step", "val loss", "perplexity", "next-token accuracy", "bits per byte"))
+    header = ("step", "val loss", "perplexity", accuracy, "bits per byte")
+    if not any(row[-1] for row in rows):  # only a causal loss is a length of code
+        rows, header = [row[:-1] for row in rows], header[:-1]
+    return Table(rows, header=header)
 
 
 def show_samples(path: str | Path | None = None) -> Table:
     """What the model wrote while it was learning, by step."""
-    by_step = {event["step"]: event["text"].strip() for event in _open(path).events("sample")}
+    by_step = {event.get("step", 0): plain(event.get("text", "").strip()) for event in _open(path).events("sample")}
     return Table([(str(step), text) for step, text in sorted(by_step.items())], header=("step", "the model's own text"))
 
 
@@ -96,7 +117,7 @@ def show_files(path: str | Path | None = None) -> Table:
     """What the run left on disk."""
     run = _open(path)
     files = [(file.relative_to(run.path.parent), file.stat().st_size) for file in run.path.rglob("*") if file.is_file()]
-    rows = [(str(name), f"{size:,}") for name, size in sorted(files) if name.name != "run.lock"]
+    rows = [(plain(str(name)), f"{size:,}") for name, size in sorted(files) if name.name != "run.lock"]
     return Table(rows, header=("file", "bytes"))
 
 
@@ -107,6 +128,11 @@ def show_storage(root: str | Path = "runs") -> Table:
     title = f"{folder}: {free / 1e9:,.0f} GB free"
     runs = list_runs(root)
     return replace(overview(runs), title=title) if runs else Table([], title=title, note="No runs yet.")
+
+
+def _number(row: Row, key: str, form: str) -> str:
+    value = row.get(key)
+    return "" if value is None else format(value, form)
 
 
 def _open(path: str | Path | None) -> RunFolder:

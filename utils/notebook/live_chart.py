@@ -8,6 +8,7 @@ WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 126, 16, 40  # margins, in pixels
 TRAIN, VAL, FLOOR = "#9db7e0", "#2563eb", "#d97706"  # readable on white and on black
 MOST_POINTS = 300
+SMALLEST = 1e-12  # loss that a logarithmic axis has a place for
 Point = tuple[float, float]  # step, loss in nats per token
 
 
@@ -19,9 +20,10 @@ def loss_chart(rows: Sequence[dict[str, Any]], floor: float | None = None, last_
     """
     train = [(row["step"], row["train/loss"]) for row in rows if row.get("train/loss") is not None]
     val = [(row["step"], row["val/loss"]) for row in rows if row.get("val/loss") is not None]
-    losses = [loss for _, loss in train + val if loss > 0]
+    losses = [loss for _, loss in train + val if loss > SMALLEST]
     if not losses:
         return ""
+    floor = floor if floor and floor > SMALLEST else None
     low, high = min([*losses, *([floor] if floor else [])]), max(losses)
     x = Scale(0, max(last_step, max(step for step, _ in train + val)), LEFT, WIDTH - RIGHT)
     y = Scale(math.log(low * 0.9), math.log(high * 1.1), HEIGHT - BOTTOM, TOP)

@@ -1,12 +1,13 @@
 """Choosing a model and asking about it, from notebook cells. A stranger's code runs in a boxed process, never here."""
 
+import html
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from IPython.display import HTML, display
+from IPython.display import display
 
 from utils.config.schema import BUILT_IN, RunConfig
 from utils.jobs.describe import describe_model
@@ -16,7 +17,7 @@ from utils.jobs.validate import title
 from utils.jobs.validate import validate as ask
 from utils.models.inspect_code import inspect_code
 from utils.models.summary import ModelSummary, summary_from
-from utils.notebook.display import Text
+from utils.notebook.display import Shown, Text
 from utils.notebook.train import Nowhere
 from utils.runtime.files import write_atomic
 from utils.runtime.table import Table
@@ -69,14 +70,16 @@ def choose_model(name: str, revision: str = "", trust_sha256: str = "") -> Chose
 def check_model(chosen: ChosenModel, *tiers: int) -> Report:
     """Ask the questions of some tiers, show each answer as it comes, and give the whole report back."""
     checks: list[Check] = []
-    handle = display(HTML("starting ..."), display_id=True) or Nowhere()
-    try:
-        for check in ask(chosen.found, tiers, chosen.trust_sha256):
-            checks.append(check)
-            handle.update(HTML(Report(title(chosen.found), checks)._repr_html_()))  # type: ignore[attr-defined]
-    finally:
-        handle.update(HTML(""))  # type: ignore[attr-defined]  # what the cell returns draws the same again
-    return Report(title(chosen.found), checks)
+    name = title(chosen.found.name, tiers)
+    handle = display(Shown("asking ..."), display_id=True) or Nowhere()
+
+    def show(words: str) -> None:
+        handle.update(Shown(words, f"{Report(name, checks)._repr_html_() if checks else ''}{html.escape(words)}"))
+
+    for check in ask(chosen.found, tiers, chosen.trust_sha256, started=lambda asked: show(f"{asked} ...")):
+        checks.append(check)
+    handle.update(Shown("", ""))  # what the cell returns draws the same again
+    return Report(name, checks)
 
 
 def save_report(path: str | Path, *reports: Report) -> Text:

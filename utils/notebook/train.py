@@ -3,11 +3,11 @@
 import signal
 import time
 
-from IPython.display import HTML, display
+from IPython.display import display
 
 from utils.config.schema import RunConfig
 from utils.jobs.launch import Job, launch
-from utils.notebook.display import RunView, Text
+from utils.notebook.display import RunView, Shown, Text
 
 REDRAW = 1.0  # seconds between two pictures, at least
 SHARE = 20  # times as long as drawing one took: the cores are for training
@@ -22,8 +22,8 @@ def train(config: RunConfig) -> RunView:
     job = launch(config, own_session=True)
     view = RunView(job.run)
     if job.notes:
-        display(Text("Fitted to the model: " + "; ".join(job.notes)))
-    handle = display(Frame(view, "starting ..."), display_id=True) or Nowhere()
+        display(Text("\n".join(job.notes)))
+    handle = display(Shown("starting ...", view._repr_html_()), display_id=True) or Nowhere()
     try:
         _follow(job, handle, view)
     except KeyboardInterrupt:
@@ -31,7 +31,7 @@ def train(config: RunConfig) -> RunView:
         _follow(job, handle, view)
         raise Interrupted(view.line()) from None
     code, words = job.result()
-    handle.update(HTML(""))  # what the cell returns draws the same again
+    handle.update(Shown("", ""))  # what the cell returns draws the same again
     if words:
         raise (ValueError if code == 2 else RuntimeError)(words)
     if code:
@@ -53,24 +53,11 @@ class Nowhere:
         """Show nothing."""
 
 
-class Frame:
-    """One frame of the live view: the line of progress in a terminal, the chart too in a notebook."""
-
-    def __init__(self, view: RunView, line: str) -> None:
-        self.line, self.html = line, view._repr_html_()
-
-    def __repr__(self) -> str:
-        return self.line
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-
 def _follow(job: Job, handle: object, view: RunView) -> None:
     shown, next_time = None, 0.0
     for run in job.watch():
         step, begin = run.state().get("step"), time.monotonic()
         if job.alive() and step != shown and begin >= next_time:
-            handle.update(Frame(view, view.line()))  # type: ignore[attr-defined]
+            handle.update(Shown(view.line(), view._repr_html_()))  # type: ignore[attr-defined]
             shown, end = step, time.monotonic()
             next_time = end + max(REDRAW, SHARE * (end - begin))  # long runs take longer to draw

@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from utils.runtime.files import sha256_file, sha256_json
+from utils.runtime.files import read_regular, sha256_file, sha256_json
 
 NAME = re.compile(r"step-(\d{10})")
+MOST = 4_000_000  # bytes of a list of files: who trained may have run a stranger's code
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def folder_name(step: int) -> str:
@@ -50,10 +52,10 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[Path]]:
 def best_checkpoint(root: Path) -> Path | None:
     """The checkpoint with the lowest validation loss, if it is there and verifies."""
     try:
-        best = json.loads((root / "best.json").read_text())
+        best = json.loads(read_regular(root / "best.json", MOST))
         folder = root / folder_name(best["step"])
         same = sha256_file(folder / "MANIFEST.json") == best["manifest_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return None
     return folder if same and verify(folder) is not None else None
 
@@ -61,7 +63,7 @@ def best_checkpoint(root: Path) -> Path | None:
 def verify(folder: Path) -> dict[str, Any] | None:
     """The manifest, if every file it names is there with the right bytes, and no other; else None."""
     try:
-        wrapped = json.loads((folder / "MANIFEST.json").read_bytes())
+        wrapped = json.loads(read_regular(folder / "MANIFEST.json", MOST))
         manifest: dict[str, Any] = wrapped["manifest"]
         if sha256_json(manifest) != wrapped["sha256"]:
             return None
@@ -76,6 +78,6 @@ def verify(folder: Path) -> dict[str, Any] | None:
             path = folder / name
             if path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except UNREADABLE:
         return None
     return manifest

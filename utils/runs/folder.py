@@ -5,6 +5,7 @@ One worker writes it (it holds run.lock); everybody else only reads.
 """
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -12,12 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from utils.config.load import differences, dump_config, parse_config
+from utils.config.load import ConfigError, differences, dump_config, parse_config
 from utils.config.schema import RunConfig
 from utils.runs.lock import is_locked
 from utils.runtime.files import read_regular, write_atomic
 
-MOST_JSON, MOST_ROWS = 16_000_000, 1 << 30  # bytes: whoever wrote a run may have run a stranger's code
+# Whoever wrote a run may have run a stranger's code: sizes in bytes are limited, and so is what a value can be.
+MOST_JSON, MOST_ROWS, MOST_SETTINGS = 16_000_000, 1 << 28, 1_000_000
+STATUSES = ("queued", "running", "interrupted", "completed", "failed")
+COUNTS = ("step", "total_steps", "best_step", "attempt")
+NUMBERS = ("train_loss", "val_loss", "best_val_loss", "entropy_floor", "characters_per_token", "tokens_per_second",
+           "eta_seconds")  # fmt: skip
+LARGEST, MOST_STEPS = 1e300, 10**15
 Row = dict[str, Any]
 
 
@@ -91,7 +98,10 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The settings the run was started with. Raises ConfigError, FileNotFoundError."""
-        return parse_config(read_regular(self.path / "config.yaml", MOST_JSON).decode("utf-8"))
+        try:
+            return parse_config(read_regular(self.path / "config.yaml", MOST_SETTINGS).decode("utf-8"))
+        except (UnicodeDecodeError, RecursionError):
+            raise ConfigError([f"{self.path / 'config.yaml'} holds no settings that can be read"]) from None
 
     def read_json(self, name: str) -> Row:
         """NAME.json, or {} where there is none yet."""
@@ -102,8 +112,8 @@ class RunFolder:
         return value if isinstance(value, dict) else {}
 
     def state(self) -> Row:
-        """The last state written: status, step, losses, speed, process."""
-        return self.read_json("state")
+        """The last state written: status, step, losses, speed, process; a value of a wrong type counts as none."""
+        return {key: value for key, value in self.read_json("state").items() if _fits(key, value)}
 
     def status(self) -> str:
         """queued, running, interrupted, completed or failed; a worker that died is `interrupted`."""
@@ -114,12 +124,18 @@ class RunFolder:
 
     def metrics(self) -> list[Row]:
         """Rows by step. Steps done twice, because a run was killed and resumed, count once: the last time."""
-        rows = {(row["step"], row["kind"]): row for row in read_lines(self.path / "metrics.jsonl")}
+        rows = {}
+        for row in read_lines(self.path / "metrics.jsonl"):
+            if _is_count(row.get("step")) and row.get("kind") in ("train", "val"):
+                numbers = {key: value if _is_number(value) else None for key, value in row.items() if key != "kind"}
+                rows[row["step"], row["kind"]] = {"kind": row["kind"], **numbers}
         return [rows[key] for key in sorted(rows)]
 
     def events(self, *kinds: str) -> list[Row]:
         """What happened, in order; only some kinds if named."""
-        return [row for row in read_lines(self.path / "events.jsonl") if not kinds or row["event"] in kinds]
+        rows = (row for row in read_lines(self.path / "events.jsonl") if isinstance(row.get("event"), str))
+        shaped = (row for row in rows if _is_count(row.get("step", 0)) and isinstance(row.get("text", ""), str))
+        return [row for row in shaped if not kinds or row["event"] in kinds]
 
 
 class RowWriter:
@@ -152,7 +168,7 @@ def read_lines(path: Path) -> Iterator[Row]:
         data = read_regular(path, MOST_ROWS)
     except FileNotFoundError:
         return
-    for line in data.split(b"\n"):
+    for line in io.BytesIO(data):  # one at a time: a list of all would be many times as large
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -194,3 +210,24 @@ def _is_remnant(path: Path) -> bool:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0.0 else value
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether this can be what state.json holds under that key, so that it can be shown without a second look."""
+    if value is None:
+        return True
+    if key == "status":
+        return value in STATUSES
+    if key == "process":
+        return isinstance(value, dict) and _is_count(value.get("pid", 0))
+    if key in COUNTS:
+        return _is_count(value)
+    return _is_number(value) if key in NUMBERS else isinstance(value, str | bool) or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # not so NaN
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_STEPS

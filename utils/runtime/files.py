@@ -1,11 +1,17 @@
 """Files that are whole or not there: atomic writes, fsync, sha256; knows nothing of runs."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import stat
+import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +103,63 @@ def read_regular(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise ValueError(f"{path} is longer than the {limit:,} bytes that are read")
     return data
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder that somebody else filled, however deep and with whatever modes; what resists stays.
+
+    Folders are lifted to the top before they are emptied, so that neither the stack nor a path's length is a limit.
+    """
+    with suppress(OSError):
+        while entries := list(os.scandir(folder)):
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, 0o700)
+                    for inner in os.scandir(entry.path):
+                        if inner.is_dir(follow_symlinks=False):
+                            os.chmod(inner.path, 0o700)
+                            os.rename(inner.path, os.path.join(folder, secrets.token_hex(16)))
+                        else:
+                            os.unlink(inner.path)
+                    os.rmdir(entry.path)
+                else:
+                    os.unlink(entry.path)
+        os.rmdir(folder)
+
+
+SCRATCH = "tbt-"  # how the names of our temporary folders begin
+YOUNG = 60.0  # seconds in which a new one may not be held yet
+
+
+def new_scratch(name: str) -> Path:
+    """A new temporary folder; those of processes that were killed are removed first. Whoever uses it holds it."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > YOUNG and (descriptor := hold(left, alone=True)) is not None:
+                remove_tree(left)
+                os.close(descriptor)
+    return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{name}-"))
+
+
+def hold(folder: Path, alone: bool = False) -> int | None:
+    """Mark a folder as in use for as long as the descriptor given back is open; None if it is (`alone`: by anybody)."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A new temporary folder for somebody else to fill, removed in the end by `remove_tree`."""
+    folder = new_scratch(name)
+    held = hold(folder)
+    try:
+        yield folder
+    finally:
+        remove_tree(folder)
+        if held is not None:
+            os.close(held)

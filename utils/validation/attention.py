@@ -230,13 +230,13 @@ def check_attention(subject: Subject) -> Check:
     figure = _figure(all_heads)
     words = ", ".join(f"{count} {PATTERNS[name]}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
     known = [head for head in all_heads if math.isfinite(head.entropy)]
-    threshold = "informative; finite"
+    threshold = "finite numbers"
     if len(known) < len(all_heads) and counts.get("NaN"):
         broken = next(head for head in all_heads if head.pattern == "NaN")
         advice = "A row in which everything is masked, or scores that overflow: keep one place open per row."
         measured = f"{counts['NaN']} of {len(all_heads)} heads hold NaN, first in {broken.module or 'the model'}"
         return Check("attention", "warn", measured, threshold, advice, values=values, figure=figure)
-    measured = f"{len(all_heads)} heads: {words}"
+    measured = f"{len(all_heads)} {'head looks' if len(all_heads) == 1 else 'heads look'}: {words}"
     if known:
         sharp = min(known, key=lambda head: head.entropy)
         measured += (
@@ -244,17 +244,17 @@ def check_attention(subject: Subject) -> Check:
             f"entropy {sharp.entropy:.0%} of even"
         )
     if counts.get("even") == len(all_heads):
-        measured += ". Normal before training; after it, attention was not used"
+        measured += ". Normal before training; a trained model would not be using its attention"
     return Check("attention", "pass", measured, threshold, values=values, figure=figure)
 
 
 PATTERNS = {
-    "self": "on itself",
-    "previous": "on the previous token",
-    "first": "on the first token (a sink)",
-    "induction": "on what followed last time (induction)",
-    "even": "on everything alike",
-    "mixed": "mixed",
+    "self": "at itself",
+    "previous": "at the previous token",
+    "first": "at the first token (a sink)",
+    "induction": "at what followed last time (induction)",
+    "even": "at everything alike",
+    "mixed": "at several of these",
     "one token": "with one token to see",
     "NaN": "with NaN",
 }

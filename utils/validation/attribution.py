@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.validation.figures import bars
 from utils.validation.observe import find_embedding, longest, tier2, with_embedding
 from utils.validation.report import Check
 from utils.validation.subject import Subject
@@ -86,15 +87,10 @@ def check_attribution(subject: Subject) -> Check:
     given, gap = integrated_gradients(score, value, base)
     per_token = given.sum(-1)[0].cpu()  # (T,)
     whole = per_token.abs().sum().item()
-    figure = {
-        "kind": "bars",
-        "title": f"What each token adds to the score of answer {best}",
-        "labels": [str(place) for place in range(length)],
-        "values": per_token.tolist(),
-        "y_label": "added to the score",
-    }
+    added = {str(place): amount for place, amount in enumerate(per_token.tolist())}
+    figure = bars(f"What each token adds to the score of answer {best}", added, "added to the score")
     values = {"gap": gap, "answer": best, "ids": ids[0].tolist(), "added": per_token.tolist()}
-    threshold = f"what is added sums to the score within {GAP:.0%}"
+    threshold = f"the parts sum to the whole within {GAP:.0%}"
     if not np.isfinite(whole):
         advice = "Look at the tier-1 findings: a gradient or a logit is NaN or infinite."
         return Check("attribution", "warn", "the attribution is not finite", threshold, advice, values=values)
@@ -106,7 +102,7 @@ def check_attribution(subject: Subject) -> Check:
     near = share[-4:].sum().item()
     values |= {"largest_share": share[top].item(), "largest_at": top, "last_four_share": near}
     measured = f"token {top} of 0..{length - 1} counts most ({share[top]:.0%}), the last four together {near:.0%}"
-    measured += f"; the sum misses {gap:.1%}"
+    measured += f"; the parts sum to the whole within {gap:.1%}"
     if gap <= GAP:
         return Check("attribution", "pass", measured, threshold, values=values, figure=figure)
     advice = (
@@ -172,8 +168,8 @@ def check_sensitivity(subject: Subject) -> Check:
     )
     if not np.isfinite(moved).all():
         advice = "Look at the tier-1 findings: some logits are NaN or infinite."
-        return Check("sensitivity", "warn", measured, "informative; finite", advice, values=values)
-    return Check("sensitivity", "pass", measured, "informative; finite", values=values, figure=figure)
+        return Check("sensitivity", "warn", measured, "finite numbers", advice, values=values)
+    return Check("sensitivity", "pass", measured, "finite numbers", values=values, figure=figure)
 
 
 def divergence(base: Tensor, other: Tensor) -> Tensor:
@@ -229,29 +225,24 @@ def check_swap(subject: Subject) -> Check:
         changed[0, place] = token
         return divergence(before, readout(subject, subject.logits(changed))).item()
 
-    by_chance = sorted(effect(places[i], token) for i, token in zip(pick, other, strict=True))
-    effects = [effect(*swap) for swap in chosen]
-    worst = max(effects)
-    place, token = chosen[effects.index(worst)]
-    typical = statistics.median(by_chance)
+    drawn = [(places[i], token) for i, token in zip(pick, other, strict=True)]
+    by_chance, by_slope = [effect(*swap) for swap in drawn], [effect(*swap) for swap in chosen]
+    typical, luckiest, best = statistics.median(by_chance), max(by_chance), max(by_slope)
+    worst = max(luckiest, best)
+    place, token = (chosen + drawn)[(by_slope + by_chance).index(worst)]
     values = {
-        "chosen_kl": worst, "random_kl": typical, "random_largest_kl": by_chance[-1], "place": place,
+        "worst_kl": worst, "chosen_kl": best, "random_kl": typical, "random_largest_kl": luckiest, "place": place,
         "from": int(ids[0, place]), "to": token, "ratio": worst / typical if typical > 0 else None,
     }  # fmt: skip
-    figure = {
-        "kind": "bars",
-        "title": "What one swapped token does to the prediction",
-        "labels": ["random, typical", "random, largest of 16", "chosen by gradient"],
-        "values": [typical, by_chance[-1], worst],
-        "y_label": "KL divergence, nats",
-    }
+    kinds = {"random, typical": typical, "random, largest of 16": luckiest, "chosen by gradient": best}
+    figure = bars("What one swapped token does to the prediction", kinds, "KL divergence, nats")
     measured = f"a random swap moves the prediction by {typical:.2g} nats"
     if worst < NOTHING:
         measured += ", the worst found by no more: the model looks at no other token (yet)"
     else:
         measured += f"; the worst found, token {place} to id {token}, by {worst:.2g}"
         measured += f", {worst / typical:,.1f} times as much" if typical > NOTHING else ""
-    return Check("adversarial swap", "pass", measured, "informative", values=values, figure=figure)
+    return Check("adversarial swap", "pass", measured, "for information", values=values, figure=figure)
 
 
 def readout_place(subject: Subject, length: int) -> int | None:

@@ -25,7 +25,22 @@ DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#24292f", "#d0d7de"
 SMALL, TEXT, TITLE = 8, 9, 10  # font sizes, points
-WIDTH, DPI = 7.2, 130  # inches, dots per inch
+WIDTH, HEIGHT, DPI = 6.2, 2.3, 130  # inches, dots per inch
+
+
+def bars(title: str, values: dict[str, float], y_label: str, log: bool = False) -> dict[str, Any]:
+    """The data of a bar for every name; where there are too many, of every second or third."""
+    shown = list(values.items())[:: max(1, -(-len(values) // MAX_BARS))]
+    labels = [_tail(name) for name, _ in shown]
+    return {"kind": "bars", "title": title, "labels": labels, "values": [value for _, value in shown],
+            "y_label": y_label, "log": log}  # fmt: skip
+
+
+def _tail(name: str, most: int = 60) -> str:
+    """As many of the last parts of a dotted name as fit."""
+    while len(name) > most and "." in name.lstrip("…."):
+        name = "…." + name.lstrip("….").split(".", 1)[1]
+    return name[-most:]
 
 
 def check_figure(spec: Any) -> dict[str, Any]:
@@ -150,9 +165,10 @@ def figure_html(spec: Any) -> str:
         ValueError: as `check_figure`.
     """
     spec = check_figure(spec)
-    picture = base64.b64encode(draw(spec)).decode()
+    png = draw(spec)
+    inches, picture = int.from_bytes(png[16:20]) / DPI, base64.b64encode(png).decode()  # its header says how wide
     style = "max-width:100%;height:auto;border-radius:6px;display:block"
-    size = f'width="{WIDTH * 96:.0f}" style="{style}"'
+    size = f'width="{inches * 96:.0f}" style="{style}"'
     return f'<img {size} alt="{escape(describe(spec))}" src="data:image/png;base64,{picture}" />'
 
 
@@ -188,7 +204,7 @@ def draw(spec: Any, file_type: str = "png") -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    figure = Figure(figsize=(WIDTH, 3.0), dpi=DPI, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     {"bars": _draw_bars, "lines": _draw_lines, "heatmaps": _draw_heatmaps}[spec["kind"]](figure, spec)
     figure.suptitle(_drawable(spec["title"]), fontsize=TITLE, color=INK, x=0.01, ha="left", fontweight="bold")
@@ -210,7 +226,9 @@ def _draw_bars(figure: Any, spec: dict) -> None:
         figure.set_size_inches(WIDTH, 0.8 + 0.19 * max(count, 3))
     ax = _plot(figure)
     places = range(count)
-    log = spec["log"] and any(value > 0 for value in values)
+    positive = [value for value in values if value > 0]
+    # A bar is read by its length: on a logarithmic axis that means something over decades only.
+    log = spec["log"] and bool(positive) and max(positive) > 30 * min(positive)
     (ax.barh if sideways else ax.bar)(places, values, color=COLOURS[0], log=log)
     main, other = (ax.xaxis, ax.yaxis) if sideways else (ax.yaxis, ax.xaxis)
     other.set_ticks(places, labels, fontsize=SMALL if count <= 40 else SMALL - 1)
@@ -274,9 +292,11 @@ def _draw_heatmaps(figure: Any, spec: dict) -> None:
     alike = len({(len(panel["rows"]), len(panel["rows"][0])) for panel in panels}) == 1
     shapes = [min(1.6, max(0.06, len(panel["rows"]) / len(panel["rows"][0]))) for panel in panels]
     shapes = shapes if alike else [1.0] * len(panels)
-    side = min((WIDTH - 1.0) / columns, 3.2 / max(shapes))  # a panel's width, inches
+    single = len(panels) == 1
+    side = min((WIDTH - 1.0) / columns, (2.4 if single else 3.2) / max(shapes))  # a panel's width, inches
     gap = 0.24 if alike else 0.4
-    figure.set_size_inches(WIDTH, max(1.7, min(14.0, rows * (side * max(shapes) + gap) + 0.8)))
+    wide = max(4.6, columns * side + 1.0)  # narrower than WIDTH where few panels need no more; a title needs some
+    figure.set_size_inches(wide, max(1.7, min(14.0, rows * (side * max(shapes) + gap) + 0.8)))
     figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0.01, wspace=0.01)
     known = [value for panel in panels for row in panel["rows"] for value in row if value is not None]
     low = spec["low"] if spec["low"] is not None else min(known, default=0.0)
@@ -291,7 +311,8 @@ def _draw_heatmaps(figure: Any, spec: dict) -> None:
         cells = [[math.nan if value is None else value for value in row] for row in panels[index]["rows"]]
         image = ax.imshow(cells, cmap="viridis", vmin=low, vmax=high, interpolation="nearest", aspect="auto")
         ax.set_facecolor("#bbbbbb")  # of gaps, which are not zeros
-        ax.set_box_aspect(shapes[index])
+        if not single:  # one alone fills its picture
+            ax.set_box_aspect(shapes[index])
         fits, title = 108 // columns, _drawable(panels[index]["title"])
         title = title if len(title) <= fits else f"{title[: fits - 1]}…"
         ax.set_title(title, fontsize=SMALL - (columns > 4), color=INK, pad=3)
@@ -301,8 +322,13 @@ def _draw_heatmaps(figure: Any, spec: dict) -> None:
         ax.tick_params(labelsize=SMALL - 2 if columns > 2 else SMALL - 1, colors=INK, length=2, pad=2)
         for spine in ax.spines.values():
             spine.set_color(FAINT)
-    figure.supxlabel(_drawable(spec["x_label"]), fontsize=TEXT, color=INK)
-    figure.supylabel(_drawable(spec["y_label"]), fontsize=TEXT, color=INK)
+    x_label, y_label = _drawable(spec["x_label"]), _drawable(spec["y_label"])
+    if single:  # beside the panel, not at the edge of the picture
+        axes[0, 0].set_xlabel(x_label, fontsize=TEXT, color=INK)
+        axes[0, 0].set_ylabel(y_label, fontsize=TEXT, color=INK)
+    else:
+        figure.supxlabel(x_label, fontsize=TEXT, color=INK)
+        figure.supylabel(y_label, fontsize=TEXT, color=INK)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, aspect=30)
     bar.outline.set_edgecolor(FAINT)
     bar.ax.tick_params(labelsize=SMALL - 1, colors=INK, length=2)
@@ -311,7 +337,8 @@ def _draw_heatmaps(figure: Any, spec: dict) -> None:
 
 def _ticks(axis: Any, names: list[str], size: int, dense: bool, named: bool) -> None:
     """A few ticks: names where they are given and fit, positions otherwise; nothing inside a grid of equals."""
-    step = max(1, -(-size // (16 if dense else 4)))
+    most = 4 if not dense else 8 if axis.axis_name == "x" else 16  # names side by side need more room
+    step = max(1, -(-size // most))
     places = list(range(0, size, step))
     labels = [_drawable(names[place])[:12] for place in places] if len(names) == size else map(str, places)
     axis.set_ticks(places, list(labels) if named else [""] * len(places))

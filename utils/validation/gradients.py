@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from utils.validation.figures import bars
 from utils.validation.report import Check, judged, named
 from utils.validation.subject import Subject, backward, because
 
@@ -20,7 +21,7 @@ LEARN_SECONDS = 12.0
 @because("Training moves only what the gradient reaches, and only as far as the gradient is of a sane size.")
 def check_gradients(subject: Subject) -> Check:
     """One backward pass reaches every trainable parameter, and layers get gradients of comparable size."""
-    threshold = f"all reached, finite, non-zero; layers within {SLOPES:.0e}"
+    threshold = f"all reached, finite, not zero; layers within a factor {SLOPES:,.0f}"
     say = partial(Check, "gradients", threshold=threshold)
     trainable = {name: param for name, param in subject.model.named_parameters() if param.requires_grad}
     if not trainable:
@@ -98,22 +99,11 @@ def check_gradients(subject: Subject) -> Check:
         findings.append((kind, f"gradient of {most} is {ratio:.1e} times that of {least}", advice))
     values = {"loss": loss, "reached": len(norms), "trainable": len(trainable), "layer_ratio": ratio}
     values["total_norm"] = sum(norm**2 for norm in norms.values()) ** 0.5
-    good = f"all {len(norms)} trainable tensors reached"
-    good += f"; layers within a factor {ratio:.2g}" if len(slopes) > 1 else ""
+    good = f"gradients reach all {len(norms)} trainable tensors"
+    good += f"; their sizes by layer within a factor {ratio:.2g}" if len(slopes) > 1 else ""
     parts = slopes or {name: norm for name, norm in norms.items() if np.isfinite(norm)}
-    return replace(judged("gradients", findings, good, threshold, values), figure=_bars(parts))
-
-
-def _bars(norms: dict[str, float]) -> dict:
-    shown = list(norms.items())[:: max(1, -(-len(norms) // 64))]
-    return {
-        "kind": "bars",
-        "title": "Gradient of the loss, by layer",
-        "labels": [name for name, _ in shown],
-        "values": [norm for _, norm in shown],
-        "y_label": "norm",
-        "log": True,
-    }
+    figure = bars("Gradient of the loss, by layer", parts, "norm", log=True)
+    return replace(judged("gradients", findings, good, threshold, values), figure=figure)
 
 
 def _one_of_several(subject: Subject, name: str, alive: set[str]) -> bool:

@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import nn
 
+from utils.validation.figures import bars
 from utils.validation.report import Check, judged
-from utils.validation.subject import Subject, because, loss_of
+from utils.validation.subject import Subject, because, first_tensor, loss_of, watching
 
 INIT_LOW, INIT_HIGH, INIT_BROKEN = 0.9, 1.15, 10.0  # of ln V
 GROWTH = 1e3  # between the quietest and the loudest layer's output
@@ -31,22 +31,16 @@ def check_initialisation(subject: Subject) -> Check:
     ids, targets = subject.tokens(batch, length), subject.targets(batch, length)
     sizes: dict[str, float] = {}
 
-    def watch(name):
-        def hook(module, args, out):
-            out = out[0] if isinstance(out, (tuple, list)) and out else out
-            if isinstance(out, torch.Tensor) and out.is_floating_point():
-                sizes[name] = out.float().square().mean().sqrt().item()
+    def see(name, module, out):
+        out = first_tensor(out)
+        if out is not None and out.is_floating_point():
+            sizes[name] = out.float().square().mean().sqrt().item()
 
-        return hook
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in subject.layers()]
-    try:
+    with watching(subject.layers(), see):
         loss = loss_of(subject.logits(ids), targets).item()
-    finally:
-        for hook in hooks:
-            hook.remove()
     even = float(np.log(subject.outcomes))
-    low, high = INIT_LOW * even, max(INIT_HIGH * even, even + 0.3)  # tiny vocabularies: ln V itself is small
+    # Logits of standard deviation s cost s^2 / 2 nats in any vocabulary; 0.8 is s = 1.26, as T5 has by design.
+    low, high = INIT_LOW * even, max(INIT_HIGH * even, even + 0.8)
     if subject.task == "classification":  # few answers: luck alone moves the loss further
         low, high = 0.6 * even, even + 0.5
     alive = [size for size in sizes.values() if size > 0]
@@ -54,7 +48,7 @@ def check_initialisation(subject: Subject) -> Check:
     recipe = recipes(subject)
     values = {"loss": loss, "ln_vocab": even, "growth": growth, "layers": len(sizes), "recipes": recipe}
     findings = []
-    told = f"loss on random tokens {loss:.2f}, ln({'V' if subject.task != 'classification' else 'K'}) = {even:.2f}"
+    told = f"loss on random tokens {loss:.2f}, guessing evenly costs {even:.2f}"
     if not loss <= INIT_BROKEN * even:
         advice = (
             "No trained model is this sure of wrong answers: weights are far too large. Draw linear layers "
@@ -80,17 +74,22 @@ def check_initialisation(subject: Subject) -> Check:
     good = told + (f"; layer outputs within a factor {growth:.2g} in size" if len(sizes) > 1 else "")
     words = "; ".join(f"{kind}: {words}" for kind, words in recipe.items())
     check = judged("initialisation", findings, good, f"loss in {low:.2f}..{high:.2f} before training", values)
-    return replace(check, measured=f"{check.measured}; weights: {words or 'none'}", figure=_bars(sizes))
+    shown = {name: size if math.isfinite(size) else 0.0 for name, size in sizes.items()}
+    figure = bars("Size of each layer's output", shown, "root mean square", log=True) if len(shown) > 1 else None
+    return replace(check, measured=f"{check.measured}; how weights look drawn: {words or 'none'}", figure=figure)
 
 
 def recipes(subject: Subject) -> dict[str, str]:
     """For each kind of layer, the recipe its weights look drawn by, in words: {"linear": "normal 0.02 (GPT-2)"}."""
-    depth, found, done = max(len(subject.layers()), 1), defaultdict(Counter), set()
+    layers = subject.layers()
+    depth, found, done = max(len(layers), 1), defaultdict(Counter), set()
+    inside = {id(module) for _, layer in layers for module in layer.modules()}  # no output layer, whatever its size
     for module in subject.model.modules():
+        vocab = 0 if id(module) in inside else subject.vocab_size
         for name, param in module.named_parameters(recurse=False):
             if id(param) not in done and param.numel() and param.is_floating_point():
                 done.add(id(param))
-                found[_kind(module, name, param, subject.vocab_size)][_recipe(module, param, depth)] += 1
+                found[_kind(module, name, param, vocab)][_recipe(module, param, depth)] += 1
     return {
         kind: " and ".join(
             (f"{count} x " if len(counts) > 1 else "") + recipe for recipe, count in counts.most_common(3)
@@ -140,17 +139,3 @@ def _recipe(module: nn.Module, param: nn.Parameter, depth: int) -> str:
     name = min(apart, key=apart.get)
     shape = "uniform" if uniform else "normal"
     return f"{shape} {name}" if apart[name] < near else f"{shape} of std {std:.1g} (no known recipe, or trained)"
-
-
-def _bars(sizes: dict[str, float]) -> dict | None:
-    if len(sizes) < 2:
-        return None
-    shown = list(sizes.items())[:: max(1, -(-len(sizes) // 64))]
-    return {
-        "kind": "bars",
-        "title": "Size of each layer's output before training",
-        "labels": [name for name, _ in shown],
-        "values": [size if math.isfinite(size) else 0.0 for _, size in shown],
-        "y_label": "root mean square",
-        "log": True,
-    }

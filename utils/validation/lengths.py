@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from utils.validation.report import Check
-from utils.validation.subject import Subject, because, locate
+from utils.validation.subject import Subject, because, locate, watching
 
 ROW = 64  # positions of the pass whose operations are counted
 
@@ -177,18 +177,10 @@ def _first_nonfinite(subject: Subject, ids: torch.Tensor) -> str:
             return f"the parameter {name} holds them already"
     found = []
 
-    def watch(name):
-        def hook(module, args, out):
-            if isinstance(out, torch.Tensor) and not found and not torch.isfinite(out).all():
-                found.append(f"first in the output of {name or 'the model itself'} ({type(module).__name__})")
+    def see(name, module, out):
+        if isinstance(out, torch.Tensor) and not found and not torch.isfinite(out).all():
+            found.append(f"first in the output of {name or 'the model itself'} ({type(module).__name__})")
 
-        return hook
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in subject.model.named_modules()]
-    try:
-        with torch.no_grad():
-            subject.run(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watching(subject.model.named_modules(), see), torch.no_grad():
+        subject.run(ids)
     return found[0] if found else "no single module is to blame"

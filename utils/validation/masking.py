@@ -14,9 +14,16 @@ from utils.validation.subject import Subject, because, locate, relative
 
 LONGEST = 512  # positions used where every extra position only costs time
 PROBE_SECONDS = 3.0  # a check that repeats itself stops repeating after this long
+BLOCK_SECONDS = 10.0  # a forward pass of the full block may take, at the assumed speed
+PATIENCE = 30.0  # seconds by the clock after which no further pass of the full block is begun
 CELLS = 16  # rows and columns of the picture
 FLOOR = -8.0  # of the picture's decades
 LENGTH_MOVED = 1e-3  # of the logits' scale: another length may select other kernels, TF32 among them
+
+IN_TRAINING = (
+    "Training would teach it to copy. Look for what self.training switches: a mask that is only applied in one mode, "
+    "batch normalisation, or experts with a limit, where later tokens take the places of earlier ones."
+)
 
 
 @because("A model that sees the token it must predict learns to copy it: its loss is a lie and its text is noise.")
@@ -49,6 +56,21 @@ def check_causality(subject: Subject) -> Check | None:
     if not ahead:
         measured = f"causal: changing a token at {len(rows)} of {length} positions moved no earlier logits"
         if subject.causal is not False:
+            full, tried, leak = _beyond(subject, length)
+            values |= {"full_length": full, "full_tried": tried} | leak
+            say = partial(say, values=values | {"positions_tried": len(rows)})
+            if leak:
+                measured, advice = _told_beyond(length, full, leak)
+                return say("fail" if subject.causal else "pass", measured, advice=advice if subject.causal else "")
+            if tried:
+                measured += f", nor did {tried} at {full:,}"
+            if subject.causal and _leaks_in_training(subject, ids):
+                # Experts with a limit let later tokens take the places of earlier ones: known, not broken.
+                status = "warn" if isinstance(getattr(subject.model, "aux_loss", None), torch.Tensor) else "fail"
+                told = "causal in evaluation mode, but in training mode the last token moves earlier logits"
+                return say(status, told, advice=IN_TRAINING)
+            if max(full, length) < subject.length:
+                measured += f"; the full {subject.length:,} would take too long"
             return say("pass", measured)
         advice = (
             "The model was declared bidirectional but looks only back: leave the causal mask out for "
@@ -75,6 +97,53 @@ def check_causality(subject: Subject) -> Check | None:
             "say causal=False."
         )
     return say("fail", measured, advice=advice)
+
+
+def _leaks_in_training(subject: Subject, ids: torch.Tensor) -> bool:
+    """Whether in training mode, under the same dropout, the last token moves earlier logits; no where passes differ."""
+    changed, runs = ids.clone(), []
+    changed[:, -1:] = subject.other(ids[:, -1:])
+    for given in (ids, ids, changed):
+        subject.reset()  # running statistics move in training
+        subject.generator.manual_seed(subject.seed)  # so that the same paths are opened in the same way
+        subject.wake()
+        runs.append(subject.logits(given, training=True)[:, :-1])
+    return relative(runs[0], runs[1]) <= subject.moved < relative(runs[0], runs[2])
+
+
+def _beyond(subject: Subject, length: int) -> tuple[int, int, dict]:
+    """A mask may cover the first positions only: two tokens changed in the full block, or as much as time allows.
+
+    Returns how long that was, how many tokens were changed there (both 0 where it is no longer than what was tried
+    or there is no time), and the leak if there is one.
+    """
+    full = subject.affordable(subject.length, seconds=BLOCK_SECONDS)
+    if full <= length:
+        return 0, 0, {}
+    start, tried, ids = time.perf_counter(), 0, subject.tokens(1, full)
+    base = subject.logits(ids)
+    for place in (full - 1, (length + full) // 2):
+        if time.perf_counter() - start > PATIENCE:
+            break
+        tried += 1
+        moved = _moved_by(subject, ids, base, place)[:place]
+        leaks = (moved > subject.moved).nonzero().flatten().tolist()
+        if leaks:
+            return full, tried, {"causal": False, "leak_at": leaks[0], "changed": place, "moved": moved.max().item()}
+    return (full if tried else 0), tried, {}
+
+
+def _told_beyond(length: int, full: int, leak: dict) -> tuple[str, str]:
+    """Measured, and advice, for a leak that only longer texts show."""
+    measured = (
+        f"causal up to {length:,} tokens, not at {full:,}: changing token {leak['changed']:,} moves the logits from "
+        f"position {leak['leak_at']:,} on, by {leak['moved']:.2g} of their scale"
+    )
+    advice = (
+        "The mask does not cover the whole text: look for a mask, a buffer or a chunk that is smaller than block_size, "
+        "and build it for the length that forward() is given."
+    )
+    return measured, advice
 
 
 @because("Language is in the order and company of words: a model that sees one token at a time is a table.")
@@ -172,7 +241,7 @@ def check_source(subject: Subject) -> Check | None:
 @because("Texts of unequal length share a batch by padding: what fills the gaps must not be read.")
 def check_padding(subject: Subject) -> Check:
     """Padding after a text, or under an attention mask, does not move the logits of the text."""
-    threshold = f"padding moves < {LENGTH_MOVED:.0e} of the scale"
+    threshold = f"padding moves less than {LENGTH_MOVED:g} of the scale"
     say = partial(Check, "padding", threshold=threshold)
     if subject.length < 4:
         return say("skip", "needs four positions")

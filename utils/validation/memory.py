@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from utils.validation.figures import bars
 from utils.validation.report import Check, judged, named
 from utils.validation.subject import Subject, because
 
@@ -72,7 +73,7 @@ def check_parameters(subject: Subject) -> Check:
     values["equal_copies"] = [b for _, b, _, _ in clones]
     if len(drifting) < len(clones):
         told += f"; {len(clones) - len(drifting)} tensors start as copies of another layer's"
-    return judged("parameters", findings, told, "informative; equal tensors are shared", values)
+    return judged("parameters", findings, told, "for information; what is tied is one tensor", values)
 
 
 @because("A batch that does not fit ends the run after the first steps, often hours after it was queued.")
@@ -87,8 +88,8 @@ def check_memory(subject: Subject) -> Check:
     words = ", ".join(f"{count:,} {'' if name == 'here' else 'on '}{name}" for name, count in fits.items())
     measured = (
         f"weights {bill.weights / 1e6:,.1f} MB; training {one / 1e6:,.1f} MB with AdamW at (1, {block}), of which "
-        f"activations {bill.activations(1, block) / 1e6:,.1f} MB; largest batch at {block} tokens, kept "
-        f"as here and now: {words}"
+        f"activations {bill.activations(1, block) / 1e6:,.1f} MB; largest batch of {block} tokens, "
+        f"in this precision: {words}"
     )
     values = {
         "weights_mb": bill.weights / 1e6, "gradients_and_optimizer_mb": bill.moments / 1e6,
@@ -97,13 +98,13 @@ def check_memory(subject: Subject) -> Check:
         "bytes_per_token": bill.per_token, "bytes_per_pair": bill.per_pair,
         "free_mb": free and free / 1e6, "largest_batch": fits,
     }  # fmt: skip
-    parts = [bill.weights, bill.moments / 3, 2 * bill.moments / 3, bill.activations(1, block)]
-    figure = {
-        "kind": "bars", "title": f"Memory of training one sequence of {block} tokens",
-        "labels": ["weights", "gradients", "optimizer", "activations"],
-        "values": [part / 1e6 for part in parts], "y_label": "MB",
+    parts = {
+        "weights": bill.weights, "gradients": bill.moments / 3, "optimizer": 2 * bill.moments / 3,
+        "activations": bill.activations(1, block),
     }  # fmt: skip
-    threshold = f"{free / 1e6:,.0f} MB free" if free else "informative"
+    megabytes = {part: size / 1e6 for part, size in parts.items()}
+    figure = bars(f"Memory of training one sequence of {block} tokens", megabytes, "MB")
+    threshold = f"{free / 1e6:,.0f} MB free" if free else "for information"
     if free and one - bill.weights > free:
         advice = "Training will not fit here: take fewer layers, a shorter block, a smaller vocabulary."
         return Check("memory", "warn", measured, threshold, advice, values=values, figure=figure)

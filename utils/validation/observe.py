@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from utils.validation.report import Check
-from utils.validation.subject import Subject
+from utils.validation.subject import Subject, first_tensor, watching
 
 LONGEST = 128  # tokens; what behaves in a certain way does so within these
 
@@ -66,27 +66,14 @@ def layer_outputs(subject: Subject, ids: Tensor, modules: list[tuple[str, nn.Mod
     """Each module's output (.., C) as float32, in the order of use; what is no float tensor is left out."""
     found: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Callable:
-        def hook(module: nn.Module, args: Any, out: Any) -> None:
-            out = first_tensor(out)
-            if out is not None and out.is_floating_point() and out.dim() >= 3:
-                found[name] = out.detach().float()
+    def see(name: str, module: nn.Module, out: Any) -> None:
+        out = first_tensor(out)
+        if out is not None and out.is_floating_point() and out.dim() >= 3:
+            found[name] = out.detach().float()
 
-        return hook
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in modules]
-    try:
+    with watching(modules, see):
         subject.logits(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
-
-
-def first_tensor(out: Any) -> Tensor | None:
-    """The tensor that a layer gives on: its output, or the first of several."""
-    out = out[0] if isinstance(out, (tuple, list)) and out else out
-    return out if isinstance(out, Tensor) else None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from utils.validation.report import Check, judged, named
-from utils.validation.subject import Subject, because, locate, relative
+from utils.validation.subject import Subject, because, locate, relative, watching
 
 LONGEST = 512  # positions used where every extra position only costs time
 BATCH_MOVED = 1e-3  # of the logits' scale: another batch size may select other kernels, TF32 among them
@@ -34,10 +34,11 @@ def check_batch(subject: Subject) -> Check:
         moved["evaluation"] = max(moved["evaluation"], alone if alone > BATCH_MOVED else 0.0)
     worst = max(moved, key=moved.get)
     values = {f"moved_{mode}": amount for mode, amount in moved.items()}
-    threshold = f"moves < {subject.moved:.0e} of the scale"
+    threshold = f"moves less than {subject.moved:.1g} of the scale"
     say = partial(Check, "batch independence", threshold=threshold, values=values)
     if moved[worst] <= subject.moved:
-        return say("pass", f"other sequences in the batch move nothing ({moved[worst]:.1e} of the scale)")
+        rounding = f", up to rounding ({moved[worst]:.0e} of the scale)" if moved[worst] else ""
+        return say("pass", f"other sequences in the batch move nothing{rounding}")
     measured = f"other sequences move the logits by {moved[worst]:.2g} of their scale in {worst} mode"
     norms = [n for n, m in subject.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if norms:
@@ -64,10 +65,11 @@ def check_determinism(subject: Subject) -> Check:
     """The same input twice in evaluation mode gives the same logits."""
     ids = subject.tokens(2, subject.affordable(LONGEST, 2))
     moved = relative(subject.logits(ids), subject.logits(ids, reseed=False))
-    threshold = f"differs < {subject.moved:.0e} of the scale"
+    threshold = f"differ by less than {subject.moved:.1g} of the scale"
     say = partial(Check, "determinism", threshold=threshold, values={"moved": moved})
     if moved <= subject.moved:
-        measured = f"the same input twice in eval mode: logits differ by {moved:.1e}"
+        measured = "the same input twice in eval mode: "
+        measured += f"logits differ by {moved:.0e} of their scale" if moved else "the same logits"
         return say("pass", measured + _dropout(subject, ids))
     advice = (
         "Something random stays on after model.eval(). F.dropout is on by default: pass "
@@ -141,30 +143,22 @@ def check_stability(subject: Subject) -> Check:
         findings.append(("fail", "the output is probabilities (every row sums to 1), not logits", advice))
     if not subject.half and not broken:
         findings += _bf16(subject, mixed, logits, values)
-    good = f"logits finite for {', '.join(inputs)} input, largest {largest:.2g}, std {spread:.2g}"
-    good += f"; largest activation {sizes[loudest]:.2g} ({loudest}), fp16 holds 65504" if loudest else ""
-    good += f"; bf16 within {values['bf16_apart']:.1%}" if "bf16_apart" in values else ""
-    threshold = f"finite, not constant, < {HUGE:.0e}; bf16 within {BF16_APART:.0%}"
+    good = f"logits finite for {', '.join(inputs)} input, largest {largest:.2g}, standard deviation {spread:.2g}"
+    good += f"; largest activation {sizes[loudest]:.2g} ({loudest}), where fp16 ends at 65,504" if loudest else ""
+    good += f"; in bf16 logits change by {values['bf16_apart']:.1%}" if "bf16_apart" in values else ""
+    threshold = f"finite, not constant, below {HUGE:,.0f}; bf16 within {BF16_APART:.0%}"
     return judged("stability", findings, good, threshold, values)
 
 
 def _watched(subject: Subject, ids: torch.Tensor, sizes: dict[str, float]) -> torch.Tensor:
     """The logits, and into `sizes` the largest number each module gave on the way to them."""
 
-    def watch(name):
-        def hook(module, args, out):
-            if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel():
-                sizes[name] = max(sizes.get(name, 0.0), out.detach().abs().max().item())
+    def see(name, module, out):
+        if isinstance(out, torch.Tensor) and out.is_floating_point() and out.numel():
+            sizes[name] = max(sizes.get(name, 0.0), out.detach().abs().max().item())
 
-        return hook
-
-    named_modules = [(name, module) for name, module in subject.model.named_modules() if name]
-    hooks = [module.register_forward_hook(watch(name)) for name, module in named_modules]
-    try:
+    with watching([(name, module) for name, module in subject.model.named_modules() if name], see):
         return subject.logits(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _collapsed(subject: Subject, ids: torch.Tensor, spread: float) -> tuple[str, str, str]:

@@ -24,6 +24,7 @@ class RateTest:
     smoothed: list[float]
     suggestion: float | None  # None: the loss did not fall anywhere
     diverged_at: float | None  # None: still learning at the highest rate tried
+    whole: bool  # whether it came to the end or diverged; else the time was up, on a busy machine
 
 
 def range_test(model: nn.Module, lesson: Lesson, seconds: float = math.inf, steps: int = 0) -> RateTest:
@@ -57,7 +58,14 @@ def range_test(model: nn.Module, lesson: Lesson, seconds: float = math.inf, step
     )  # fmt: skip
     rates = [LOWEST * growth**step for step in range(len(smooth))]
     at = LOWEST * growth ** (course.steps - 1) if broke or course.diverged else None
-    return RateTest(rates, course.losses[: len(smooth)], smooth, _steepest(rates, smooth, growth), at)
+    return RateTest(
+        rates,
+        course.losses[: len(smooth)],
+        smooth,
+        _steepest(rates, smooth, growth),
+        at,
+        bool(at) or course.steps >= steps,
+    )
 
 
 def _steepest(rates: list[float], smooth: list[float], growth: float) -> float | None:

@@ -117,6 +117,17 @@ class Report:
         words = {"pass": "passed", "warn": warned, "fail": "failed", "skip": "skipped"}
         return ", ".join(f"{number} {words[status]}" for status, number in counts.items() if number)
 
+    @property
+    def told(self) -> str:
+        """In a sentence or two: what kind of model it is, as far as a check says so, and what decided the verdict."""
+        kind = next((check.measured for check in self.checks if check.name == "interface"), "")
+        first = next((c for status in ("fail", "warn") for c in self.checks if c.status == status), None)
+        if first is None:
+            return kind and f"{kind}."
+        word = "Fails" if first.status == "fail" else "Look at"
+        measured = textwrap.shorten(first.measured, 160, placeholder=" ...")
+        return f"{kind}. {word} first: {first.name}: {measured}".removeprefix(". ")
+
     def to_dict(self) -> dict:
         """The whole report in types JSON knows; a number that is NaN or infinite becomes None."""
         return {
@@ -166,7 +177,8 @@ class Report:
         return {tier: same for tier in TIERS if (same := [check for check in self.checks if check.tier == tier])}
 
     def __repr__(self) -> str:
-        lines = [*textwrap.wrap(f"{self.title}  {self.verdict.upper()} ({self.summary})", WIDTH), ""]
+        lines = textwrap.wrap(f"{self.title}  {self.verdict.upper()} ({self.summary})", WIDTH)
+        lines += [*textwrap.wrap(self.told, WIDTH), ""]
         lines += _row([name for name, _ in COLUMNS])
         lines.append(GAP.join("-" * width for _, width in COLUMNS))
         indent = " " * sum(width + len(GAP) for _, width in COLUMNS[:2])
@@ -203,12 +215,14 @@ class Report:
                 rows += f'<tr style="{line}"><th colspan="5" style="{heading}">{TIERS[tier]}</th></tr>'
             rows += "".join(self._html_row(check, cell, line) for check in checks)
         worst = {"sound": "pass", "sound, with warnings": "warn", "not sound": "fail"}[self.verdict]
+        told = f'<p style="margin:0 0 12px">{escape(self.told)}</p>' if self.told else ""
         return (
             '<div style="color:inherit;font-family:system-ui,sans-serif;font-size:14px;line-height:1.45">'
             f'<p style="margin:0 0 8px;font-size:16px"><strong>{escape(self.title)}</strong> &nbsp;'
             f"{_dot(worst)} <strong>{escape(self.verdict)}</strong> "
-            f'<span style="opacity:.75">({escape(self.summary)})</span></p>'
-            '<table style="border-collapse:collapse;table-layout:auto;max-width:1100px;color:currentColor;margin:0">'
+            f'<span style="opacity:.75">({escape(self.summary)})</span></p>{told}'
+            '<table style="border-collapse:collapse;table-layout:auto;width:100%;max-width:1100px;color:currentColor;'
+            'margin:0">'
             f'<thead><tr style="{line}">{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         )
 
@@ -221,17 +235,15 @@ class Report:
             else ""
         )
         weight = "font-weight:600;" if check.status in ("warn", "fail") else ""
-        small = "font-weight:400;font-size:12px;opacity:.7;max-width:230px"
-        why = f'<div style="{small}">{escape(check.why)}</div>' if check.why else ""
-        figure = f'<tr style="{line}"><td colspan="5" style="{cell}">{_figure(check)}</td></tr>' if check.figure else ""
+        why = f'<div style="font-size:12px;opacity:.7;margin-top:2px">{escape(check.why)}</div>' if check.why else ""
+        figure = f'<div style="margin:8px 0 4px">{_figure(check)}</div>' if check.figure else ""
         return (
             f'<tr style="{line}"><td style="{cell}white-space:nowrap;{weight}">'
             f"{_dot(check.status)} {check.status}</td>"
-            f'<td style="{cell}font-weight:600">{escape(check.name)}{why}</td>'
-            f'<td style="{cell}overflow-wrap:anywhere">{escape(check.measured)}{advice}</td>'
+            f'<td style="{cell}font-weight:600">{escape(check.name)}</td>'
+            f'<td style="{cell}overflow-wrap:anywhere">{escape(check.measured)}{why}{advice}{figure}</td>'
             f'<td style="{cell}opacity:.85">{escape(check.threshold)}</td>'
             f'<td style="{cell}white-space:nowrap;opacity:.75">{check.seconds:.2f} s</td></tr>'
-            f"{figure}"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.validation.attribution import divergence
-from utils.validation.figures import MAX_BARS
+from utils.validation.figures import MAX_BARS, bars
 from utils.validation.observe import layer_outputs, longest, output_replaced, stages, tier2
 from utils.validation.report import Check
 from utils.validation.subject import Subject
@@ -55,13 +55,7 @@ def check_representations(subject: Subject) -> Check:
     lowest = min(ranks, key=lambda name: ranks[name] / most[name])
     last = next(reversed(ranks))
     values = {"effective_rank": ranks, "largest_possible": most}
-    figure = {
-        "kind": "bars",
-        "title": f"Effective rank of each layer's output (at most {max(most.values())})",
-        "labels": [name[-60:] for name in ranks],
-        "values": list(ranks.values()),
-        "y_label": "effective rank",
-    }
+    figure = bars(f"Effective rank of each layer's output (at most {max(most.values())})", ranks, "effective rank")
     measured = f"lowest {lowest}: {ranks[lowest]:.1f} of {most[lowest]}; last {last}: {ranks[last]:.1f} of {most[last]}"
     threshold = f"more than {COLLAPSED:g} directions"
     if ranks[lowest] < COLLAPSED < most[lowest] / 4:
@@ -76,7 +70,7 @@ def check_representations(subject: Subject) -> Check:
 @tier2("Weights of low rank hold less than their size: room to compress, or a sign of a collapse.")
 def check_weight_ranks(subject: Subject) -> Check:
     """The effective rank of every weight matrix, as a share of the largest possible."""
-    began, ranks, most, zero, left = time.process_time(), {}, {}, [], 0
+    began, ranks, most, zero, repeated, left = time.process_time(), {}, {}, [], [], 0
     for name, weight in subject.model.named_parameters():
         if weight.dim() < 2 or min(weight.shape[-2:]) < 2 or not torch.isfinite(weight).all():
             continue
@@ -85,7 +79,9 @@ def check_weight_ranks(subject: Subject) -> Check:
             left += 1
             continue
         rank = effective_rank(matrix)
-        if rank:
+        if rank and matrix[0].unique().numel() > 1 and (matrix == matrix[:1]).all():
+            repeated.append(name)  # one row for all, as Mamba's A_log: a choice, not a collapse
+        elif rank:
             ranks[name], most[name] = rank, min(matrix.shape)
         else:
             zero.append(name)
@@ -93,17 +89,13 @@ def check_weight_ranks(subject: Subject) -> Check:
         return Check("weight rank", "skip", "not available, because there is no weight matrix other than zeros")
     shares = {name: ranks[name] / most[name] for name in sorted(ranks, key=lambda name: ranks[name] / most[name])}
     lowest, middle = next(iter(shares)), sorted(shares.values())[len(shares) // 2]
-    shown = list(shares)[:24]
-    values = {"share": shares, "effective_rank": ranks, "zero": zero, "left_out": left}
-    figure = {
-        "kind": "bars",
-        "title": "Effective rank of weights, lowest first" + (f" (of {len(shares)})" if len(shares) > 24 else ""),
-        "labels": [name[-60:] for name in shown],
-        "values": [shares[name] for name in shown],
-        "y_label": "share of full rank",
-    }
+    shown = dict(list(shares.items())[:16])
+    values = {"share": shares, "effective_rank": ranks, "zero": zero, "repeated": repeated, "left_out": left}
+    few = f" (of {len(shares)})" if len(shares) > len(shown) else ""
+    figure = bars(f"Effective rank of weights, lowest first{few}", shown, "share of full rank")
     measured = f"lowest {lowest}: {ranks[lowest]:.1f} of {most[lowest]} ({shares[lowest]:.0%}); typical {middle:.0%}"
     measured += f"; {len(zero)} all zero" if zero else ""
+    measured += f"; {len(repeated)} with one row repeated" if repeated else ""
     measured += f"; {left} too large to measure in time" if left else ""
     threshold = f"more than {COLLAPSED:g} directions"
     broken = [name for name in ranks if ranks[name] < COLLAPSED < most[name] / 4]
@@ -141,14 +133,7 @@ def check_outliers(subject: Subject) -> Check:
         return Check("activation outliers", "skip", NO_LAYERS)
     top = max(range(len(names)), key=lambda i: ratios[i])
     values = {"largest_over_rms": dict(zip(names, ratios, strict=True)), "channel": channels, "massive": massive}
-    figure = {
-        "kind": "lines",
-        "title": "Largest activation of each layer",
-        "x_label": "layer, in order of use",
-        "y_label": "largest / RMS",
-        "log_y": max(ratios) > 30 * min(ratios),
-        "series": [{"name": "largest / RMS", "x": list(range(len(ratios))), "y": ratios}],
-    }
+    figure = bars("Largest activation of each layer", values["largest_over_rms"], "largest / RMS", log=True)
     measured = f"largest {ratios[top]:.1f} times its layer's RMS, in {names[top]}, channel {channels[names[top]]}"
     if massive:
         channel_words = ", ".join(map(str, massive[0]["channels"][:4]))
@@ -156,7 +141,7 @@ def check_outliers(subject: Subject) -> Check:
             f"; massive activations in {len(massive)} layers, first {massive[0]['layer']}, channels {channel_words} "
             "(usual in trained language models; quantize these channels apart)"
         )
-    return Check("activation outliers", "pass", measured, "informative", values=values, figure=figure)
+    return Check("activation outliers", "pass", measured, "for information", values=values, figure=figure)
 
 
 @tier2("Shows at which depth the answer forms: layers after that refine it, or do little.")
@@ -203,4 +188,4 @@ def check_logit_lens(subject: Subject) -> Check:
         f"after {names[0]} the best guess is the final one in {agreement[0]:.0%} of the places; from {names[settled]} "
         f"on ({looked[settled] + 1} of {len(order)} layers) in 90 % or more"
     )
-    return Check("logit lens", "pass", measured, "informative", values=values, figure=figure)
+    return Check("logit lens", "pass", measured, "for information", values=values, figure=figure)

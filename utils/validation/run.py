@@ -1,15 +1,18 @@
 """Puts questions to a model, one after another, each by itself. Knows no question: a tier hands its own in."""
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from utils.models.adapter import AdaptedModel
 from utils.validation.lengths import check_shapes
 from utils.validation.report import Check
 from utils.validation.subject import Subject, locate
@@ -115,7 +118,19 @@ def _isolated(name: str, check: Callable[[Subject], Check | None], subject: Subj
             answer = Check(name, error_is, told, "no error", "The model raised this during the check; open that line.")
     if answer is None:
         return None
-    return replace(answer, seconds=time.perf_counter() - start, why=answer.why or why)
+    answer = replace(answer, seconds=time.perf_counter() - start, why=answer.why or why)
+    return _in_their_words(answer) if isinstance(subject.original, AdaptedModel) else answer
+
+
+def _in_their_words(value: Any) -> Any:
+    """The same without `inner.`, which the adapter puts before the names that somebody's model gives its parts."""
+    if isinstance(value, Check):
+        return replace(value, **{f.name: _in_their_words(getattr(value, f.name)) for f in fields(value)})
+    if isinstance(value, dict):
+        return {_in_their_words(key): _in_their_words(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_in_their_words, value))
+    return re.sub(r"(?<![\w.])inner\.(?=\w)", "", value) if isinstance(value, str) else value
 
 
 @contextmanager

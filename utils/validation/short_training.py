@@ -20,7 +20,7 @@ from utils.runtime.randomness import derive_seed
 from utils.training.loss import IGNORE, token_loss
 from utils.training.optim import build_optimizer
 from utils.training.schedule import learning_rate
-from utils.validation.subject import Subject
+from utils.validation.subject import Subject, make_dense, with_extra
 
 STORIES = 2_000_000  # characters; a minute on a few cores does not read them twice
 VAL_SHARE = 0.005  # 10,000 characters: few enough to be read whole every time, and the floor is exact for the whole
@@ -270,14 +270,11 @@ def gradient(model: nn.Module, example: Example) -> float:
     inputs, labels = example
     total, count = token_loss(model(*inputs), labels)
     loss = total / count
-    extra = getattr(model, "aux_loss", None)
-    whole = loss + extra if isinstance(extra, Tensor) else loss
+    whole = with_extra(model, loss)
     if not whole.requires_grad:
         raise CannotLearn("the loss depends on no trainable parameter")
     whole.backward()
-    for param in model.parameters():
-        if param.grad is not None and param.grad.is_sparse:
-            param.grad = param.grad.to_dense()
+    make_dense(model)
     return loss.item()
 
 

@@ -33,10 +33,11 @@ def check_speed(subject: Subject) -> Check:
         values |= {"training_ms": both * 1e3, "training_tokens_per_second": length / both}
         measured += f"; forward + backward {both * 1e3:.1f} ms, {length / both:,.0f} tokens/s"
     measured += (
-        f" at (1, {length}) on {subject.device.type}; {flops / 1e6:,.1f} MFLOP per token forward, three times that "
-        f"in training: {values['share_of_peak']:.0%} of the {peak / 1e9:,.0f} GFLOP/s of one large matrix product here"
+        f" at (1, {length}) on {subject.device.type}; {flops / 1e6:,.1f} MFLOP per token forward, three times as many "
+        f"in training; forward runs at {values['share_of_peak']:.0%} of the {peak / 1e9:,.0f} GFLOP/s that one large "
+        "matrix product reaches here"
     )
-    return Check("speed", "pass", measured, "informative", values=values)
+    return Check("speed", "pass", measured, "for information", values=values)
 
 
 def peak_flops(subject: Subject) -> float:

@@ -4,7 +4,10 @@ import copy
 import random
 import sysconfig
 import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,8 +170,7 @@ class Subject:
 
     def loss(self, ids: torch.Tensor, targets: torch.Tensor, **more) -> torch.Tensor:
         """What training minimises: the mean cross-entropy and whatever the model adds in `aux_loss`."""
-        loss, extra = loss_of(self.run(ids, **more), targets), getattr(self.model, "aux_loss", None)
-        return loss + extra if isinstance(extra, torch.Tensor) and extra.requires_grad else loss
+        return with_extra(self.model, loss_of(self.run(ids, **more), targets))
 
     def wake(self) -> int:
         """Open the paths that parameters of (almost) zero close, by small numbers; `reset` undoes it.
@@ -226,10 +228,42 @@ def backward(subject: Subject, ids: torch.Tensor, targets: torch.Tensor) -> floa
     if not loss.requires_grad:
         return None
     loss.backward()
-    for param in subject.model.parameters():
+    make_dense(subject.model)
+    return loss.item()
+
+
+def with_extra(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
+    """The loss and what the model's last forward pass left in `aux_loss`, where that has a slope."""
+    extra = getattr(model, "aux_loss", None)
+    return loss + extra if isinstance(extra, torch.Tensor) and extra.requires_grad else loss
+
+
+def make_dense(model: nn.Module) -> None:
+    """Sparse gradients, as nn.Embedding(sparse=True) gives them, in the form that clipping and AdamW take."""
+    for param in model.parameters():
         if param.grad is not None and param.grad.is_sparse:
             param.grad = param.grad.to_dense()
-    return loss.item()
+
+
+@contextmanager
+def watching(modules: Iterable[tuple[str, nn.Module]], see: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+    """Inside, `see` is told the name, the module and the output of each of the modules that runs."""
+
+    def hook(name: str) -> Callable:
+        return lambda module, args, out: see(name, module, out)  # `see` returns None: the output stays
+
+    hooks = [module.register_forward_hook(hook(name)) for name, module in modules]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def first_tensor(out: Any) -> torch.Tensor | None:
+    """The tensor that a layer gives on: its output, or the first of several."""
+    out = out[0] if isinstance(out, (tuple, list)) and out else out
+    return out if isinstance(out, torch.Tensor) else None
 
 
 def relative(base: torch.Tensor, changed: torch.Tensor) -> float:

@@ -66,7 +66,7 @@ def check_copying(subject: Subject) -> Check:
         measured += f": it copies, {fresh - again:.2f} nats gained"
     else:
         measured += ": it does not copy. Normal before training, and for models trained on little text"
-    return Check("copying", "pass", measured, "informative", values=values, figure=figure)
+    return Check("copying", "pass", measured, "for information", values=values, figure=figure)
 
 
 @tier2("In a BDH few neurons speak at a time, and each can be asked for by its number: that makes it readable.")
@@ -107,7 +107,7 @@ def check_neurons(subject: Subject) -> Check | None:
     }
     measured = f"{written[0]:.1%} of the neurons write in the first layer, {written[-1]:.1%} in the last"
     measured += f"; most often loudest: {', '.join(map(str, often[:4]))}" if often else "; none speaks"
-    return Check("BDH neurons", "pass", measured, "informative", values=values, figure=figure)
+    return Check("BDH neurons", "pass", measured, "for information", values=values, figure=figure)
 
 
 CHECKS = {

@@ -99,7 +99,8 @@ def check_stories(subject: Subject, budget: Budget) -> Check:
     expected = f"below {ignorance:.2f} nats" + ("" if floor is None else f", not below {floor:.3f}")
     say = partial(Check, "stories", threshold=expected, values=values, figure=figure)
     measured = f"validation loss {loss:.3f} nats after {course.steps} steps at {speed:,.0f} tokens/s"
-    measured += "" if floor is None else f"; the floor is {floor:.3f}, {loss - floor:+.3f} to it"
+    if floor is not None:
+        measured += f", {abs(loss - floor):.3f} {'above' if loss >= floor else 'below'} the floor of {floor:.3f}"
     if course.diverged or not math.isfinite(loss):
         advice = f"Training broke at learning rate {rate:.2g}: try a tenth of it, and look at initialisation and norms."
         return say("fail", f"not finite after {course.steps} steps", advice=advice)
@@ -108,7 +109,7 @@ def check_stories(subject: Subject, budget: Budget) -> Check:
             "No model can do that: it sees what it should predict. Is attention causal, and does nothing shift, "
             "pool or normalise over later positions?"
         )
-        return say("fail", f"{measured}: below the least possible", advice=advice)
+        return say("fail", f"{measured}, the least possible", advice=advice)
     if loss >= ignorance:
         advice = (
             "It knows no more than how often each answer comes. Give it more seconds or another learning rate; "
@@ -127,6 +128,10 @@ def check_rate(subject: Subject, budget: Budget) -> Check:
     figure = _lines("Loss while the learning rate grows", "learning rate", series) | {"log_x": True}
     say = partial(Check, "learning rate", threshold="falls, then diverges", values=values, figure=figure)
     broke = f"diverges at {found.diverged_at:.2g}" if found.diverged_at else "never diverged"
+    if not found.whole:
+        reached = found.rates[-1] if found.rates else 0.0
+        advice = "A busy machine: try again when it is idle. Later checks use the usual rate for the size."
+        return say("skip", f"time was up at rate {reached:.2g}, before the loss could tell", advice=advice)
     if found.suggestion is None:
         advice = f"No rate made the loss fall within the test. The usual one for this size is {usual:.2g}."
         return say("warn", f"the loss falls nowhere; {broke}", advice=advice)
@@ -167,6 +172,9 @@ def check_baselines(subject: Subject, budget: Budget) -> Check:
     mine = losses["yours"]
     took = max(course.clock[-1] for course in courses.values())
     measured = f"after {took:.0f} s each: {_told(losses)}; after {same} steps: {_told(at_step)}"
+    if same < 3 * WARMUP and not budget.steps and all(math.isfinite(loss) for loss in losses.values()):
+        advice = "Try again when the machine is idle, or compare smaller models of the same design."
+        return say("skip", f"{measured}: too few steps to compare", advice=advice)
     if best is None:
         return say("skip", f"no baseline survived learning rate {rate:.2g}", advice="Lower the learning rate.")
     if not math.isfinite(mine):
@@ -203,7 +211,7 @@ def check_settings(subject: Subject, budget: Budget) -> Check:
     finite = [value for value in first.values() if math.isfinite(value)]
     if not finite or not math.isfinite(loss):
         advice = "Every setting near this learning rate broke the training: start a hundred times lower."
-        return Check("settings", "warn", f"nothing finite around learning rate {usual:.2g}", "informative", advice)
+        return Check("settings", "warn", f"nothing finite around learning rate {usual:.2g}", "for information", advice)
     values = {
         "learning_rate": rate, "weight_decay": decay, "loss": loss, "steps": steps,
         "rounds": [_rows(first), _rows(losses)],
@@ -218,7 +226,7 @@ def check_settings(subject: Subject, budget: Budget) -> Check:
         f"best of {len(grid)}: learning rate {rate:.2g}, weight decay {decay:g} (loss {loss:.3f} after {2 * steps} "
         f"steps; the first round went from {min(finite):.3f} to {max(finite):.3f})"
     )
-    return Check("settings", "pass", measured, "informative", values=values, figure=figure)
+    return Check("settings", "pass", measured, "for information", values=values, figure=figure)
 
 
 def _probe(subject: Subject, lesson: Lesson, rate: float, decay: float, steps: int, seconds: float) -> float:

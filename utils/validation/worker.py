@@ -7,7 +7,6 @@ a missing answer means: this process may hang, crash or be killed by the model a
 
 import importlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -52,5 +51,4 @@ def _ask(model: Any, tier: int, skip: list[str], seed: int, tell: Callable[..., 
         model, checks, **sizes, task=task, seed=seed, only=names, started=lambda name: tell(begin=name, tier=tier)
     ):
         (plain,) = Report("", [replace(check, tier=tier)]).to_dict()["checks"]
-        # The adapter's own layer in the names of parameters is no business of the person who wrote the model.
-        tell(check=json.loads(re.sub(r"\binner\.(?=\w)", "", json.dumps(plain))))
+        tell(check=plain)

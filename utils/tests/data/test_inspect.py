@@ -68,7 +68,7 @@ def test_in_a_terminal(summary):
     assert f"to train on     {n:,} tokens ({n:,} characters)" in text
     assert f"tokenizer       char, {len(set(TEXT)) + 1} different tokens" in text
     assert TEXT[:32] in text
-    assert "The label of each token is the token after it." in text
+    assert "The label of each token is the token after it, for a model" in text
     assert "best possible loss" not in text
 
 

@@ -49,7 +49,7 @@ def test_the_vocabulary_is_lowered_to_the_table(tmp_path: Path, rows, task, toke
 def test_the_length_is_lowered_to_the_limit(tmp_path: Path):
     fitted, notes = fit(tiny_config(tmp_path), facts(1000, 9))
     assert fitted.data.seq_len == 9
-    assert notes == ("data.seq_len=9: the model reads at most 9 tokens",)
+    assert notes == ("fitted to the model: data.seq_len=9: it reads at most 9 tokens",)
 
 
 def test_an_export_is_looked_at_pinned_and_copied(tmp_path: Path):

@@ -316,7 +316,7 @@ def last_position(self, input_ids):
 
 
 def swapped(self, input_ids):
-    return self.head(self.hidden(input_ids)).transpose(1, 2)
+    return self.head(self.hidden(input_ids)).transpose(0, 1)
 
 
 def no_scores(self, input_ids):
@@ -324,7 +324,7 @@ def no_scores(self, input_ids):
 
 
 def needs_labels(self, input_ids, labels):
-    return labels.shape, self.head(self.hidden(input_ids))
+    return labels["next"], self.head(self.hidden(input_ids))
 
 
 def hidden_states_only(self, hidden_states):
@@ -333,7 +333,7 @@ def hidden_states_only(self, hidden_states):
 
 @pytest.mark.parametrize(("forward", "code", "words"), [
     (unknown_argument, "forward-arguments", "forward requires temperature"),
-    (swapped, "output-shape", r"returns \(2, 40, 8\), expected \(2, 8, V\)"),
+    (swapped, "output-shape", r"returns \(8, 2, 40\), expected \(2, 8, V\)"),
     (no_scores, "no-logits", "returns a dict in which nothing is a score"),
     (needs_labels, "forward-arguments", "requires labels and fails with None"),
     (hidden_states_only, "forward-takes-intermediates", "forward requires hidden_states"),

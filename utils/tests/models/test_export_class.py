@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.models.export_class import LENGTH, Settings, build_export, flatten, number_in
+from utils.models.export_class import build_export
+from utils.models.export_config import LENGTH, Settings, flatten, number_in
 from utils.models.findings import ExportError
 
 HEAD = "import torch\nfrom torch import nn\n"

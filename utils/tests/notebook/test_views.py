@@ -1,5 +1,6 @@
 """What cells show: words for a terminal, HTML for a page, both true to the run folder."""
 
+import json
 import os
 import signal
 import threading
@@ -102,6 +103,24 @@ def test_alerts_are_shown(run: Path):
     with (run / "events.jsonl").open("a") as events:
         events.write('{"event": "alert", "step": 3, "text": "loss <below> floor"}\n')
     assert "loss &lt;below&gt; floor" in view._repr_html_()
+
+
+def test_what_a_strangers_code_left_in_a_run_is_text_and_nothing_else(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run.create(tiny_config(run.path))
+    script = "<img src=x onerror=alert(1)>"
+    events = [f'{{"event": "{kind}", "step": "{script}", "text": "{script}"}}' for kind in ("alert", "sample")]
+    events += [f'{{"event": "{kind}", "text": "{script}"}}' for kind in ("alert", "sample")]
+    (run.path / "events.jsonl").write_text("\n".join(events))
+    rows = [{"step": script, "kind": "val", "val/loss": 1}, {"step": 1, "kind": "val", "val/loss": script}]
+    rows += [{"step": 2, "kind": "val", "val/loss": 5e-324}, {"step": 10**14, "kind": "val", "val/loss": 1e299}]
+    (run.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run.write_json("state", {"status": script, "step": script, "entropy_floor": -1, "total_steps": script})
+    (run.path / script.replace("/", "")).write_text("")
+    for shown in (show_run(run.path), show_metrics(run.path), show_samples(run.path), show_files(run.path)):
+        assert "<img" not in shown._repr_html_()
+    assert "<img" not in show_storage(tmp_path)._repr_html_()
+    assert "&lt;img" in show_run(run.path)._repr_html_()  # the alert without a step is shown
 
 
 def test_settings_come_from_the_preset_the_call_and_the_environment(monkeypatch):

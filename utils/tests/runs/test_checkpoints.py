@@ -14,6 +14,7 @@ from utils.runs.checkpoints import (
     newest_checkpoint,
     verify,
 )
+from utils.runs.model_folder import is_model_folder
 from utils.runtime.files import sha256_json
 
 FILES = {
@@ -273,3 +274,20 @@ def test_where_none_is_whole_none_is_offered(tmp_path, which):
 def test_an_empty_folder_has_none(tmp_path, which):
     with pytest.raises(FileNotFoundError, match=f"no whole checkpoint '{which}' in .*; there are: none$"):
         find_checkpoint(tmp_path, which)
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"manifest": {"step": "x"}, "sha256": 1}', "3"])
+def test_a_list_of_files_that_cannot_be_read_is_none(tmp_path, content):
+    folder = tmp_path / "step-0000000001"
+    folder.mkdir()
+    (folder / "MANIFEST.json").write_text(content)
+    (tmp_path / "best.json").write_text(content)
+    assert verify(folder) is None
+    assert best_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path) == (None, [folder])
+
+
+def test_a_config_without_end_is_no_model(tmp_path):
+    with (tmp_path / "config.json").open("w") as file:
+        file.truncate(1 << 34)  # sparse
+    assert not is_model_folder(tmp_path)

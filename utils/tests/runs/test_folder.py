@@ -304,6 +304,39 @@ def test_events_come_in_order_and_by_kind(run):
     assert run.events("exploded") == []
 
 
+@pytest.mark.parametrize("kept", [{"step": 3, "status": "failed", "epoch": 0.5, "device": "cpu", "message": None}])
+def test_a_state_loses_what_cannot_be_shown(run, kept):
+    strange = {"total_steps": "<b>", "best_step": -1, "val_loss": "x", "train_loss": 1e301, "eta_seconds": True}
+    strange |= {"process": {"pid": "1"}, "speeds": [1], "attempt": 10**16}
+    run.write_json("state", {**kept, **strange})
+    assert run.state() == kept
+    run.write_json("state", {"status": "owned"})
+    assert run.state() == {}
+
+
+def test_rows_of_a_wrong_shape_are_passed_over(run):
+    rows = [
+        "{}",
+        '{"step": "1", "kind": "val"}',
+        '{"step": 1e999, "kind": "val"}',
+        '{"step": 1, "kind": [1]}',
+        "[" * 9999,
+    ]
+    good = '{"step": 1, "kind": "val", "val/loss": "<b>", "val/accuracy": 0.5}'
+    (run.path / "metrics.jsonl").write_text("\n".join([*rows, good]))
+    assert run.metrics() == [{"step": 1, "kind": "val", "val/loss": None, "val/accuracy": 0.5}]
+    events = ["{}", '{"event": 1}', '{"event": "alert", "step": "<img>", "text": "x"}', '{"event": "alert", "text": 1}']
+    (run.path / "events.jsonl").write_text("\n".join([*events, '{"event": "alert", "step": 1, "text": "x"}']))
+    assert run.events() == [{"event": "alert", "step": 1, "text": "x"}]
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 5000, b"a" * 1_000_001], ids=["bytes", "deep", "long"])
+def test_settings_that_are_no_text_are_told(run, content):
+    (run.path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match="config.yaml"):
+        run.config()
+
+
 # -- several runs ----------------------------------------------------------------------------------
 
 

@@ -2,12 +2,23 @@
 
 import hashlib
 import os
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from utils.runtime.files import cache_dir, fsync_file, fsync_folder, read_regular, sha256_file, write_atomic
+from utils.runtime.files import (
+    cache_dir,
+    fsync_file,
+    fsync_folder,
+    hold,
+    read_regular,
+    remove_tree,
+    scratch_folder,
+    sha256_file,
+    write_atomic,
+)
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -169,3 +180,38 @@ def test_a_file_that_leads_elsewhere_is_not_read(tmp_path: Path):
     os.link(tmp_path / "secret", tmp_path / "second")
     with pytest.raises(ValueError, match="second has 2 names"):
         read_regular(tmp_path / "second", 100)
+
+
+def test_a_folder_is_removed_however_deep_and_closed_it_is(tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    with scratch_folder("tbt-test-") as folder:
+        below = os.open(folder, os.O_RDONLY)
+        for _ in range(3000):  # deeper than the stack and than a path may be long
+            os.mkdir("x", dir_fd=below)
+            os.close(os.open("y", os.O_CREAT | os.O_WRONLY, dir_fd=below))
+            above, below = below, os.open("x", os.O_RDONLY, dir_fd=below)
+            os.close(above)
+        os.close(below)
+        (folder / "closed").mkdir(mode=0)
+        (folder / "link").symlink_to(kept)
+    assert not folder.exists()
+    assert (kept / "file").exists()
+    remove_tree(tmp_path / "not there")
+
+
+def test_folders_of_killed_processes_are_swept_and_those_in_use_are_not(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, used, young = (tmp_path / f"tbt-{name}" for name in ("left", "used", "young"))
+    for folder in (left, used, young):
+        folder.mkdir()
+        (folder / "file").touch()
+    for folder in (left, used):
+        os.utime(folder, (0, 0))
+    held = hold(used)
+    with scratch_folder("new") as mine:
+        assert mine.name.startswith("tbt-new-")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["tbt-used", "tbt-young", mine.name])
+    assert not mine.exists()
+    os.close(held)

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from utils.validation.figures import MAX_BARS, check_figure, clean_text, describe, draw, figure_html
+from utils.validation.figures import DPI, MAX_BARS, bars, check_figure, clean_text, describe, draw, figure_html
 
 BARS = {"kind": "bars", "title": "Ranks", "labels": ["a", "b", "c"], "values": [1, 2.5, None], "y_label": "rank"}
 LINES = {
@@ -39,7 +39,7 @@ def test_every_kind_is_drawn(spec):
     clean = check_figure(spec)
     assert check_figure(json.loads(json.dumps(clean, allow_nan=False))) == clean
     width, height = png_size(draw(spec))
-    assert 900 <= width <= 1000
+    assert 550 <= width <= 850
     assert 150 <= height <= 2000
     assert spec["title"] in svg_text(spec)
     html = figure_html(spec)
@@ -149,6 +149,29 @@ def test_many_long_labels_lie_on_their_side():
     width, height = png_size(draw(many))
     assert height > width
     assert "transformer.h.59.attn.c_proj.weight" in svg_text(many)
+
+
+def test_bars_of_many_long_names_are_valid():
+    names = [f"transformer.layers.{i}.feed_forward.network.projection_out.linear.weight" for i in range(100)]
+    spec = check_figure(bars("Sizes", dict.fromkeys(names, 1.0), "size"))
+    assert len(spec["labels"]) == 50
+    assert max(map(len, spec["labels"])) <= 60
+    assert spec["labels"][1] == "….layers.2.feed_forward.network.projection_out.linear.weight"
+    assert len(bars("Sizes", {"x" * 100: 1.0}, "size")["labels"][0]) == 60
+
+
+def test_bars_begin_at_zero_unless_they_span_decades():
+    """Cut off at the bottom, 0.66 beside 0.74 would look like a tenth of it."""
+    near, far = (svg_text(BARS | {"values": [1.0, high, None], "log": True}) for high in (1.1, 1e4))
+    assert "0" in [word.strip() for word in near.splitlines()]
+    assert "0" not in [word.strip() for word in far.splitlines()]
+
+
+def test_one_map_is_no_wider_than_it_needs():
+    one, _ = png_size(draw(HEAT | {"panels": HEAT["panels"][:1]}))
+    row, _ = png_size(draw(BARS))
+    assert one < row
+    assert f'width="{one / DPI * 96:.0f}"' in figure_html(HEAT | {"panels": HEAT["panels"][:1]})
 
 
 def test_the_largest_grid_is_drawn():

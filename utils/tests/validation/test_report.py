@@ -136,6 +136,18 @@ FIGURE = {"kind": "bars", "title": "Ranks", "labels": ["<i>a</i>"], "values": [1
 DRAWN = Check("rank", "pass", "lowest 3", why="so that <i>you</i> see", figure=FIGURE, tier=2, values={"n": [1, None]})
 
 
+def test_one_sentence_says_what_it_is_and_what_decided():
+    kind = Check("interface", "pass", "GPT, causal, at most 256 tokens")
+    assert Report("t", [kind, GOOD]).told == "GPT, causal, at most 256 tokens."
+    assert Report("t", [GOOD]).told == ""
+    assert Report("t", [kind, WARN, BAD]).told.endswith('tokens. Fails first: causality: it <leaks> & "moves"')
+    report = Report("t", [GOOD, WARN])
+    assert report.told == "Look at first: context: far"
+    assert report.told in str(report)
+    assert report.told in Page(report._repr_html_()).text
+    assert len(Report("t", [Check("a", "fail", "word " * 300)]).told) < 200
+
+
 def test_tiers_have_headings_where_there_are_several():
     report = Report("t", [DRAWN, GOOD])
     text, html = str(report), Page(report._repr_html_())

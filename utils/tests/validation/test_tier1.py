@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from utils.models.adapter import adapt
 from utils.tests.validation.zoo import BLOCK, GPT, C, Raises, V, WithBatchNorm, caching, zero_init
 from utils.tests.validation.zoo_bad import BAD
 from utils.tests.validation.zoo_good import GOOD, WARNED, MoE, Seq2Seq
-from utils.validation import gradients, speed
+from utils.validation import gradients, masking, speed, subject
 from utils.validation.figures import check_figure
 from utils.validation.memory import _kept, bill_of
 from utils.validation.run import describe, run_checks
@@ -90,11 +91,39 @@ def test_causal_none_only_reports():
     assert "looks only back" in by_status(run(GPT, causal=False), "warn")["causality"].advice
 
 
+def test_a_mask_shorter_than_the_block_is_found_where_only_short_texts_are_cheap(monkeypatch):
+    monkeypatch.setitem(subject.RATE, "cpu", 3e5)  # so slow that the usual probes stop at 16 tokens
+    found = by_status(run(lambda: GPT(mask="short")), "fail")["causality"]
+    assert re.search("causal up to 16 tokens, not at 32: changing token 31 .* from position 16 on", found.measured)
+    assert "does not cover" in found.advice
+    assert "nor did 2 at 32" in by_status(run(GPT), "pass")["causality"].measured
+    monkeypatch.setattr(masking, "PATIENCE", 0.0)
+    assert "the full 32 would take too long" in by_status(run(GPT), "pass")["causality"].measured
+
+
 def test_a_working_short_length_is_enough_for_the_other_checks():
     report = run(lambda: GPT(block=10))
     assert set(by_status(report, "pass")) == set(CHECKS) - {"shapes", "source"}
     skipped = by_status(run(Raises), "skip")
     assert set(skipped) == set(CHECKS) - {"shapes"}
+
+
+def test_names_of_an_adapted_model_are_its_own():
+    """The adapter's `inner.` is gone from words, numbers and pictures; the model's own `inner` stays."""
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = GPT()
+
+        def forward(self, input_ids):
+            return self.inner(input_ids)
+
+    model = adapt(Wrapped(), {"vocab_size": V, "block_size": BLOCK}, "causal")
+    found = {check.name: check for check in run_tier1(model, V, BLOCK).checks}
+    assert "largest: inner.blocks.0.mlp.0.weight" in found["parameters"].measured
+    assert found["gradients"].figure["labels"] == ["inner.blocks.0", "inner.blocks.1"]
+    assert found["stability"].values["loudest"].count("inner") == 1
 
 
 def test_one_crashing_check_does_not_stop_the_others():

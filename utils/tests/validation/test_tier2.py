@@ -92,6 +92,15 @@ def test_weight_ranks_name_the_collapsed_matrix():
     assert check_weight_ranks(subject_of(GOOD["zero-init residuals"]())).status == "pass"
 
 
+def test_a_row_that_is_repeated_on_purpose_is_no_collapse():
+    model = GPT()
+    model.decay = nn.Parameter(torch.arange(1.0, 17.0).log().repeat(32, 1))  # as in Mamba
+    found = CHECKS["weight rank"](subject_of(model))
+    assert found.status == "pass"
+    assert "1 with one row repeated" in found.measured
+    assert found.values["repeated"] == ["decay"]
+
+
 def test_representations_that_collapse_are_seen():
     class Mean(GPT):
         def hidden(self, idx):
@@ -204,6 +213,7 @@ def test_sensitivity_is_zero_without_context_and_grows_with_it():
 def test_a_chosen_swap_beats_a_random_one():
     check = check_swap(subject_of(lively_gpt()))
     assert check.values["chosen_kl"] > check.values["random_kl"] > 0
+    assert check.values["worst_kl"] == max(check.values["chosen_kl"], check.values["random_largest_kl"])
     assert check.values["place"] != BLOCK - 1
     assert check.values["from"] != check.values["to"]
     assert "looks at no other token" in check_swap(subject_of(ContextFree())).measured

@@ -16,8 +16,10 @@ class Attention(nn.Module):
     def forward(self, x):
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, HEADS, -1).transpose(1, 2) for proj in (self.q, self.k, self.v))
-        diagonal = {"causal": 0, "ahead": 1, "none": T}[self.mask]
+        diagonal = {"causal": 0, "ahead": 1, "none": T, "short": 0}[self.mask]
         seen = torch.ones(T, T, dtype=torch.bool).tril(diagonal)
+        if self.mask == "short":  # made for half of the block; what is beyond sees everything
+            seen[BLOCK // 2 :] = True
         p = self.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=p)
         return self.out(y.transpose(1, 2).reshape(B, T, C))

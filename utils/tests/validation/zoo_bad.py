@@ -77,6 +77,13 @@ class SeesTheAnswer(GPT):
         return super().hidden(idx) + self.tok(idx.roll(-1, 1))
 
 
+class MasksInEvaluationOnly(GPT):
+    def hidden(self, idx):
+        for block in self.blocks:
+            block.attn.mask = "none" if self.training else "causal"
+        return super().hidden(idx)
+
+
 class EchoesItsInput(GPT):
     def forward(self, idx):
         return super().forward(idx) + 12 * F.one_hot(idx, V)
@@ -192,6 +199,10 @@ BAD: dict[str, Defect] = {
     "mask off by one": Defect(
         lambda: GPT(mask="ahead", layers=1), "causality", "up to 1 ahead", "off by one.*diagonal=0"
     ),
+    "mask for the first half": Defect(
+        lambda: GPT(mask="short"), "causality", "position 16 is the first", "mask"
+    ),
+    "no mask in training": Defect(MasksInEvaluationOnly, "causality", "but in training mode", "self.training"),
     "label leak": Defect(SeesTheAnswer, "causality", "ahead"),
     "leaky decoder": Defect(LeakyDecoder, "causality", "up to 31 ahead", "missing", "seq2seq"),
     "masked model looks only back": Defect(GPT, "causality", "causal: ", "leave the causal mask out", "masked", "warn"),
@@ -228,7 +239,8 @@ BAD: dict[str, Defect] = {
     "integers": Defect(Argmax, "shapes", "int64", "slope"),
     "class per token": Defect(AnswersEveryToken, "shapes", r"expected \(1, K\)", "pool", "classification"),
     "batch norm": Defect(
-        zoo.WithBatchNorm, "batch independence", "training mode; batch normalisation: norm", "LayerNorm"
+        zoo.WithBatchNorm, "batch independence", "training mode; batch normalisation: norm", "LayerNorm",
+        also=("causality",),
     ),
     "mixes the batch": Defect(
         zoo.BatchSecond, "batch independence", "evaluation mode|training mode", "dimension 0"
