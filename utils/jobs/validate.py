@@ -53,6 +53,8 @@ def validate(
         for check in map(_printable, _code_checks(found)):
             told.add(check.name)
             yield check
+        if "no-model" in told:
+            return  # there is nothing to open
     started("opening the model")
     for group in ([tier for tier in tiers if tier < 3], [tier for tier in tiers if tier == 3]):
         if group:

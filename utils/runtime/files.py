@@ -127,7 +127,7 @@ def remove_tree(folder: Path) -> None:
         os.rmdir(folder)
 
 
-SCRATCH = "tbt-"  # how the names of our temporary folders begin
+SCRATCH = "tbt-scratch-"  # how the names of our temporary folders begin
 YOUNG = 60.0  # seconds in which a new one may not be held yet
 
 

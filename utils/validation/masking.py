@@ -93,8 +93,8 @@ def check_causality(subject: Subject) -> Check | None:
         advice = (
             "The causal mask is missing: use F.scaled_dot_product_attention(q, k, v, is_causal=True), or "
             "set scores above the diagonal to -inf before the softmax. Without it the training loss falls "
-            "to nothing, because the answer is in the input, and generation fails. For a BERT-like model "
-            "say causal=False."
+            "to nothing, because the answer is in the input, and generation fails. A model meant to "
+            'look both ways, as BERT does, says "task": "masked" in its config.json.'
         )
     return say("fail", measured, advice=advice)
 

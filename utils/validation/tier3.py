@@ -70,7 +70,8 @@ def check_overfit(subject: Subject, budget: Budget) -> Check:
     if last < LEARNED * first:
         return say("pass", measured)
     if sum(course.steps for _, course in told) < ENOUGH:
-        return say("skip", f"{measured}, then time was up", advice="Give the check more seconds, or try a smaller one.")
+        advice = "A busy machine or a large model: ask when it is quiet, or try a smaller one of the same design."
+        return say("skip", f"{measured}, then time was up", advice=advice)
     advice = (
         "A model that cannot learn a few lines by heart will learn no corpus. Look for frozen or detached "
         "parameters, a mask that hides too much, a softmax before the loss, or heavy dropout in forward()."

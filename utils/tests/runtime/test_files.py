@@ -186,7 +186,7 @@ def test_a_folder_is_removed_however_deep_and_closed_it_is(tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_text("x")
-    with scratch_folder("tbt-test-") as folder:
+    with scratch_folder("test") as folder:
         below = os.open(folder, os.O_RDONLY)
         for _ in range(3000):  # deeper than the stack and than a path may be long
             os.mkdir("x", dir_fd=below)
@@ -203,7 +203,7 @@ def test_a_folder_is_removed_however_deep_and_closed_it_is(tmp_path):
 
 def test_folders_of_killed_processes_are_swept_and_those_in_use_are_not(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left, used, young = (tmp_path / f"tbt-{name}" for name in ("left", "used", "young"))
+    left, used, young = (tmp_path / f"tbt-scratch-{name}" for name in ("left", "used", "young"))
     for folder in (left, used, young):
         folder.mkdir()
         (folder / "file").touch()
@@ -211,7 +211,9 @@ def test_folders_of_killed_processes_are_swept_and_those_in_use_are_not(tmp_path
         os.utime(folder, (0, 0))
     held = hold(used)
     with scratch_folder("new") as mine:
-        assert mine.name.startswith("tbt-new-")
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["tbt-used", "tbt-young", mine.name])
+        assert mine.name.startswith("tbt-scratch-new-")
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            ["tbt-scratch-used", "tbt-scratch-young", mine.name]
+        )
     assert not mine.exists()
     os.close(held)
