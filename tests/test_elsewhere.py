@@ -56,6 +56,18 @@ def test_a_broken_export_gets_its_diagnosis(tbt, name: str):
     assert failed[code]["advice"]
 
 
+def test_files_that_cannot_be_read_are_a_verdict_too(tbt, tmp_path: Path):
+    export = tmp_path / "cut off"
+    export.mkdir()
+    (export / "model.py").write_text("import torch\n\nclass Net(torch.nn.Module:\n    pass\n")
+    (export / "config.json").write_text("{}")
+    done = tbt("validate", export, "--save", "page.html")
+    assert done.returncode == 1
+    assert "NOT SOUND" in done.stdout
+    assert "model.py:3: not Python" in done.stdout
+    assert "syntax-error" in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("name", [name for name, task in SOUND.items() if task != "classification"])
 def test_a_sound_export_trains_at_its_task(tbt, tmp_path: Path, name: str):
     words = ["model.kind=builder", f"model.ref={EXPORTS / name}", "train.max_steps=20", "train.sample_every=20"]

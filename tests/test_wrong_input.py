@@ -57,6 +57,8 @@ def texts(tmp_path: Path) -> Path:
         (("status",), ["no runs in runs/ yet"]),
         (("summary", "nothing"), ["nothing of that name here", "presets: bdh-small, debug"]),
         (("validate", "quickstart", "--tier", "1,4"), ["--tier 1,4: give some of 1, 2 and 3"]),
+        (("validate", "quickstart", "--save", "nowhere/page.html"), ["the folder nowhere is not there"]),
+        (("train", "--model", "short.txt"), ["short.txt"]),
         (("train", "model.kind=builder"), ["model.kind=builder needs model.ref=WHERE_IT_IS"]),
         (("train", "model.ref=book"), ["model.ref=book is only read with model.kind=builder, hub or folder"]),
         (("train", "model.kind=builder", "model.ref=nothing"), ["nothing of that name here"]),

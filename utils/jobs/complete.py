@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.schema import BUILT_IN
-from utils.jobs.box import NotIsolated, start_boxed
-from utils.jobs.describe import WORDS, consents, last_words, plain
+from utils.jobs.describe import WORDS, last_words, plain, start_for
 from utils.jobs.find_model import FoundModel
 from utils.runs.model_folder import CONFIG_FILE, MOST, kind_of, model_folder
 from utils.runtime.files import scratch_folder
@@ -57,18 +56,9 @@ def _here(folder: Path, prompt: str, sampling: dict[str, Any]) -> Iterator[str]:
 
 def _boxed(found: FoundModel, arguments: dict[str, Any], trust_sha256: str) -> Iterator[str]:
     with tempfile.TemporaryFile() as log:
-        try:
-            box = start_boxed(
-                "utils.inference.worker:main",
-                arguments,
-                read=found.read,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                trusted=consents(found, trust_sha256),
-            )
-        except NotIsolated as error:
-            raise ValueError(f"{error} Here that is --trust-sha256 {found.sha256}") from None
-        with box:
+        target = "utils.inference.worker:main"
+        options = {"read": found.read, "stdout": subprocess.PIPE, "stderr": log}
+        with start_for(found, trust_sha256, target, arguments, **options) as box:
             assert box.process.stdout is not None
             left = MOST_TEXT
             while line := box.process.stdout.readline(LONGEST):

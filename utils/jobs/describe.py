@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from utils.jobs.box import Limits, start_boxed
+from utils.jobs.box import Box, Limits, NotIsolated, start_boxed
 from utils.jobs.find_model import FoundModel
 from utils.models.findings import ExportError, Finding
 from utils.runtime.files import read_regular, scratch_folder
@@ -37,17 +37,31 @@ def consents(found: FoundModel, trust_sha256: str) -> bool:
     return True
 
 
+def start_for(found: FoundModel, trust_sha256: str, target: str, arguments: dict[str, Any], **options: Any) -> Box:
+    """`start_boxed` for a function that builds this model.
+
+    Raises ValueError where walls are missing and the code is not trusted: it names the sha256 that a consent is to.
+    """
+    try:
+        return start_boxed(target, arguments, trusted=consents(found, trust_sha256), **options)
+    except NotIsolated as error:
+        consent = f"--trust-sha256 {found.sha256} (or model.trust_sha256, or the form field of that name)"
+        raise ValueError(f"{error} Here that is {consent}") from None
+
+
 def describe_model(found: FoundModel, trust_sha256: str = "") -> dict[str, Any]:
     """Class, task, limits and size of a model: see `utils.inference.describe`.
 
-    Raises ExportError with what is wrong with an export, NotIsolated where its code may not run, RuntimeError where it
+    Raises ExportError with what is wrong with an export, ValueError where its code may not run, RuntimeError where it
     ended otherwise than it should.
     """
     with scratch_folder("describe") as folder:
         out = folder / "facts.json"
         with (folder / "log.txt").open("w+b") as log:
             arguments = {"kind": found.kind, "where": found.place, "name": found.name, "out": str(out)}
-            box = start_boxed(
+            box = start_for(
+                found,
+                trust_sha256,
                 "utils.inference.describe:write_description",
                 arguments,
                 read=found.read,
@@ -55,7 +69,6 @@ def describe_model(found: FoundModel, trust_sha256: str = "") -> dict[str, Any]:
                 limits=Limits(seconds=SECONDS),
                 stdout=log,
                 stderr=log,
-                trusted=consents(found, trust_sha256),
             )
             ending = box.wait()
             if ending.code:

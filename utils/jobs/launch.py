@@ -12,8 +12,8 @@ from pathlib import Path
 
 from utils.config.schema import RunConfig
 from utils.data.token_store import TokenStore, open_store
-from utils.jobs.box import Box, Limits, NotIsolated, start_boxed
-from utils.jobs.describe import consents, last_bytes, plain
+from utils.jobs.box import Box, Limits
+from utils.jobs.describe import consents, last_bytes, plain, start_for
 from utils.jobs.find_model import FoundModel
 from utils.jobs.prepare import place, prepare
 from utils.jobs.worker import BUSY
@@ -113,10 +113,10 @@ def launch(config: RunConfig, own_session: bool = False) -> Job:
             run.write_json("environment", environment())
         try:
             box = _start_boxed(run, in_run(run, prepared.found), prepared.config, store, own_session)
-        except NotIsolated as error:
+        except ValueError:  # its code may not run here
             if is_new:
                 remove_tree(run.path)
-            raise ValueError(f"{error} Here that is model.trust_sha256={prepared.found.sha256}") from None
+            raise
         return Job(run, box.process, is_new, box, prepared.notes)
     variables = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
     variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -161,7 +161,9 @@ def in_run(run: RunFolder, found: FoundModel) -> FoundModel:
 
 def _start_boxed(run: RunFolder, found: FoundModel, config: RunConfig, store: TokenStore, own_session: bool) -> Box:
     with run.log.open("ab") as log:
-        return start_boxed(
+        return start_for(
+            found,
+            config.model.trust_sha256,
             "utils.jobs.worker:main",
             {"folder": str(run.path.resolve()), "where": os.getcwd()},
             read=[store.folder, *([Path(config.data.path)] if config.data.path else [])],
@@ -170,5 +172,4 @@ def _start_boxed(run: RunFolder, found: FoundModel, config: RunConfig, store: To
             stdout=log,
             stderr=log,
             own_session=own_session,
-            trusted=consents(found, config.model.trust_sha256),
         )

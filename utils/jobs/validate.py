@@ -12,15 +12,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from utils.jobs.box import Box, Ending, Limits, start_boxed
-from utils.jobs.describe import WORDS, clean_facts, clean_findings, consents, last_words, plain
+from utils.jobs.box import Box, Ending, Limits
+from utils.jobs.describe import WORDS, clean_facts, clean_findings, last_words, plain, start_for
 from utils.jobs.find_model import FoundModel
 from utils.models.diagnose import diagnose
 from utils.models.findings import ExportError, Finding
 from utils.models.inspect_code import inspect_code
 from utils.models.source import check_files
 from utils.runtime.files import read_regular, scratch_folder
-from utils.validation.report import Check, Report
+from utils.validation.report import KIND_ENDS, Check, Report
 
 POLL = 0.1  # seconds
 CHECK_SECONDS = {1: 120.0, 2: 120.0, 3: 300.0}  # a check that takes longer hangs
@@ -44,10 +44,8 @@ def validate(
     """Every answer about a model as soon as it is there: its code, the walls it runs behind, then the tiers' checks.
 
     `started` is told the name of each check as it begins. A check that takes longer than `seconds` (0: 2 minutes, in
-    tier 3 5 minutes) is ended, and that is its answer. Raises NotIsolated where its code may not run here, ValueError
-    for a consent to other code.
+    tier 3 5 minutes) is ended, and that is its answer. Raises ValueError where its code may not run here.
     """
-    trusted = consents(found, trust_sha256)
     told = set()
     if 1 in tiers:
         for check in map(_printable, _code_checks(found)):
@@ -58,7 +56,7 @@ def validate(
     started("opening the model")
     for group in ([tier for tier in tiers if tier < 3], [tier for tier in tiers if tier == 3]):
         if group:
-            answers = _ask(found, group, trusted, seed, seconds, started)
+            answers = _ask(found, group, trust_sha256, seed, seconds, started)
             yield from (check for check in answers if check.name not in told)
 
 
@@ -131,13 +129,13 @@ def _printable(check: Check) -> Check:
 
 
 def _ask(
-    found: FoundModel, tiers: list[int], trusted: bool, seed: int, seconds: float, started: Callable[[str], None]
+    found: FoundModel, tiers: list[int], trust_sha256: str, seed: int, seconds: float, started: Callable[[str], None]
 ) -> Iterator[Check]:
     """The answers of one boxed process after another, until every check was asked or too many ended in one."""
     skip: list[str] = []
     for attempt in range(CRASHES):
         with scratch_folder("validate") as folder, _Asking(folder, tiers, started) as asking:
-            asking.start(found, skip, trusted, seed, seconds)
+            asking.start(found, skip, trust_sha256, seed, seconds)
             if attempt == 0 and 1 in tiers and found.code is not None:
                 yield _walls(asking.box)
             yield from asking.answers(first=attempt == 0 and 1 in tiers)
@@ -173,16 +171,15 @@ class _Asking:
             self.box.close()
         self.log.close()
 
-    def start(self, found: FoundModel, skip: list[str], trusted: bool, seed: int, seconds: float) -> None:
-        """Start it. Raises NotIsolated."""
+    def start(self, found: FoundModel, skip: list[str], trust_sha256: str, seed: int, seconds: float) -> None:
+        """Start it. Raises ValueError where the code may not run here."""
         self.seconds = seconds
-        read = [*found.read, *(_text_for(found) if 3 in self.tiers else ())]
-        self.box: Box = start_boxed(
-            "utils.validation.worker:main",
+        read = [*found.read, *(_text_for(found, trust_sha256) if 3 in self.tiers else ())]
+        self.box: Box = start_for(
+            found, trust_sha256, "utils.validation.worker:main",
             {"kind": found.kind, "where": found.place, "name": found.name, "tiers": self.tiers, "skip": skip,
              "out": str(self.out), "seed": seed},
             read=read, write=[self.folder], limits=Limits(memory_bytes=_memory()), stdout=self.log, stderr=self.log,
-            trusted=trusted,
         )  # fmt: skip
 
     def answers(self, first: bool) -> Iterator[Check]:
@@ -251,10 +248,9 @@ class _Asking:
 
 def _facts(facts: dict[str, Any]) -> Iterator[Check]:
     """What the model was taken to be, and what is odd about it."""
-    notes = facts["notes"]
-    measured = "; ".join([f"vocabulary {facts['vocab_size']:,} tokens", *notes])
-    if not notes:
-        measured = f"{facts['class']}, {facts['task']}, {measured}, at most {facts['block_size']:,} tokens"
+    vocabulary, longest = f"vocabulary {facts['vocab_size']:,}", f"at most {facts['block_size']:,} tokens"
+    kind = f"{facts['class']}, {facts['task']}, {vocabulary}, {longest}"
+    measured = f"{kind}{KIND_ENDS}{'; '.join(facts['notes'])}".removesuffix(KIND_ENDS)
     values = {key: facts[key] for key in ("class", "task", "vocab_size", "block_size")}
     yield Check("interface", "pass", measured[:WORDS], "found and understood", values=values, why=INTERFACE_WHY)
     yield from (_as_check(Finding(**finding)) for finding in facts["findings"])
@@ -281,11 +277,11 @@ def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _text_for(found: FoundModel) -> list[Path]:
+def _text_for(found: FoundModel, trust_sha256: str) -> list[Path]:
     """The stories in the tokens that tier 3 will ask for, made here: the boxed process cannot write the cache."""
     from utils.data.token_store import open_store
     from utils.jobs.describe import describe_model
     from utils.validation.tier3 import tier3_data
 
-    facts = describe_model(found)
+    facts = describe_model(found, trust_sha256)
     return [open_store(tier3_data(facts["vocab_size"], facts["block_size"])).folder]

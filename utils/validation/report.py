@@ -14,6 +14,7 @@ from utils.validation.figures import check_figure, clean_text, figure_html
 STATUSES = ("pass", "warn", "fail", "skip")
 TIERS = {1: "Tier 1: is it sound?", 2: "Tier 2: how does it behave?", 3: "Tier 3: can it learn?"}
 MOST_CHECKS, MOST_TEXT, MOST_VALUES, DEEPEST = 200, 2000, 20_000, 6  # of a report from somewhere else
+KIND_ENDS = ". Found: "  # in what the check `interface` says, after the kind of model
 WIDTH = 110  # columns of the text table
 COLUMNS = (("", 4), ("check", 18), ("measured", 48), ("expected", 34))
 GAP = "  "
@@ -120,7 +121,7 @@ class Report:
     @property
     def told(self) -> str:
         """In a sentence or two: what kind of model it is, as far as a check says so, and what decided the verdict."""
-        kind = next((check.measured for check in self.checks if check.name == "interface"), "")
+        kind = next((check.measured for check in self.checks if check.name == "interface"), "").partition(KIND_ENDS)[0]
         first = next((c for status in ("fail", "warn") for c in self.checks if c.status == status), None)
         if first is None:
             return kind and f"{kind}."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.jobs.describe import describe_model
+from utils.jobs.describe import describe_model, start_for
 from utils.jobs.find_model import find_model, settings_in
 from utils.jobs.validate import validate
 from utils.models.findings import ExportError
@@ -66,3 +66,19 @@ def test_a_run_knows_the_model_it_trains(tmp_path: Path):
     run.create(tiny_config(run.path, "model.kind=builder", "model.ref=there", f"model.revision={'a' * 40}"))
     assert settings_in(run.path, "there") == ["model.kind=builder", "model.ref=there", f"model.revision={'a' * 40}"]
     assert settings_in(run.path, "elsewhere") == settings_in(tmp_path / "none", "there") == []
+
+
+def test_without_walls_a_strangers_code_runs_by_consent_to_its_hash_only(tmp_path: Path):
+    found = find_model(export(tmp_path, "pass"))
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = {"kind": found.kind, "where": found.place, "name": "", "out": str(out / "facts.json")}
+    options = {"read": found.read, "write": [out], "without": ("landlock", "seccomp", "user")}
+    target = "utils.inference.describe:write_description"
+    with pytest.raises(ValueError, match=rf"not isolated: .* private files .* --trust-sha256 {found.sha256}"):
+        start_for(found, "", target, arguments, **options)
+    assert not (out / "facts.json").exists()
+    with start_for(found, found.sha256, target, arguments, **options) as box:
+        assert not box.isolated
+        assert box.wait().code == 0
+    assert (out / "facts.json").exists()
