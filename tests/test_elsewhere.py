@@ -15,6 +15,9 @@ import pytest
 from tests.conftest import ROOT
 from utils.runs.folder import RunFolder
 from utils.tests.models.github_server import FIRST, ID, GitHub
+from utils.tests.walls import needs_walls
+
+pytestmark = needs_walls
 
 EXPORTS = ROOT / "tests" / "exports"
 SOUND = {

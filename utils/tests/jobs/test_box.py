@@ -22,6 +22,9 @@ from utils.jobs.launch import ROOT
 from utils.jobs.trials import ESSENTIAL, Wall, missing
 from utils.runtime.files import read_regular
 from utils.tests.jobs.attacks import ATTACKS, Scene, enter_all
+from utils.tests.walls import needs_walls
+
+pytestmark = needs_walls
 
 enter_all()
 ALL = ("user", "limits", "capabilities", "landlock", "seccomp")

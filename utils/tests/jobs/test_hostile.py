@@ -22,6 +22,9 @@ from utils.runs.folder import RunFolder
 from utils.runtime.files import sha256_file
 from utils.runtime.process import identity
 from utils.tests.tiny import tiny_config
+from utils.tests.walls import needs_walls
+
+pytestmark = needs_walls
 
 FACTS = {
     "class": "Model", "task": "causal", "vocab_size": 64, "block_size": 32, "notes": [], "findings": [],

@@ -12,6 +12,9 @@ from utils.runs.folder import RunFolder
 from utils.runtime.files import sha256_file
 from utils.tests.models.github_server import FIRST, ID, SECOND, GitHub
 from utils.tests.tiny import tiny_config
+from utils.tests.walls import needs_walls
+
+pytestmark = needs_walls
 
 EXPORTS = Path(__file__).parents[3] / "tests" / "exports"
 DECODER = EXPORTS / "decoder"

@@ -14,6 +14,9 @@ from utils.tests.tiny import tiny_config
 MODEL = """
 import ctypes, torch
 from torch import nn
+from utils.tests.walls import needs_walls
+
+pytestmark = needs_walls
 
 
 class Model(nn.Module):

@@ -8,6 +8,9 @@ import pytest
 from utils.notebook.model import check_model, choose_model, show_model
 from utils.notebook.settings import choose
 from utils.runtime.files import sha256_file
+from utils.tests.walls import needs_walls
+
+pytestmark = needs_walls
 
 EXPORTS = Path(__file__).parents[3] / "tests" / "exports"
 DECODER = EXPORTS / "decoder"
