@@ -29,9 +29,6 @@ def main() -> None:
     """Run one command. A user's mistake is a message and exit code 2, never a traceback (unless TBT_DEBUG=1)."""
     try:
         app(prog_name="tbt")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `tbt ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:

@@ -59,7 +59,7 @@ def describe_model(found: FoundModel, trust_sha256: str = "") -> dict[str, Any]:
         out = folder / "facts.json"
         with (folder / "log.txt").open("w+b") as log:
             arguments = {"kind": found.kind, "where": found.place, "name": found.name, "out": str(out)}
-            box = start_for(
+            with start_for(
                 found,
                 trust_sha256,
                 "utils.inference.describe:write_description",
@@ -69,8 +69,8 @@ def describe_model(found: FoundModel, trust_sha256: str = "") -> dict[str, Any]:
                 limits=Limits(seconds=SECONDS),
                 stdout=log,
                 stderr=log,
-            )
-            ending = box.wait()
+            ) as box:
+                ending = box.wait()
             if ending.code:
                 raise RuntimeError(f"{found.name} could not be built: {last_words(log) or ending.words}")
             try:
