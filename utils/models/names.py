@@ -13,7 +13,6 @@ GIVEN = {*dir(builtins), "__file__", "__path__", "__annotations__", "__builtins_
          "__module__", "__qualname__", "__debug__", "WindowsError", "reveal_type"}  # fmt: skip
 # Calls that bind names no reading can see.
 OPAQUE = {"exec", "globals", "locals", "vars"}
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 LAZY_ANNOTATIONS = sys.version_info >= (3, 14)
 
 
