@@ -38,7 +38,9 @@ class ModelShape(Section):
     block_size: int = Field(256, ge=1)
     """The longest text the model can see, in tokens."""
     vocab_size: int = Field(0, ge=0)
-    """Rows of the embedding table, in tokens; 0 = exactly the tokenizer's vocabulary."""
+    """Rows of the embedding table, in tokens; 0 = the tokenizer's vocabulary."""
+    pad_vocab_to: int = Field(1, ge=1)
+    """Round the rows up to a multiple of this; 64 makes the last layer faster on a GPU. Only where vocab_size is 0."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Probability of dropping an activation in training."""
     tie_embeddings: bool = True
@@ -62,29 +64,91 @@ class ModelConfig(Section):
     """The size of the model."""
 
 
-class DataConfig(Section):
+class SourceConfig(Section):
+    """Where documents come from, and what of each is read."""
+
+    source: Literal["stories", "text", "csv", "jsonl", "parquet", "hub"] = "stories"
+    """Where text comes from: the embedded stories, files at data.path (text, csv, jsonl, parquet), or a dataset of the Hub at data.name."""
+    path: str = ""
+    """File, folder or pattern such as texts/*.txt (source=text, csv, jsonl, parquet); .gz and .zst are unpacked; a folder means every file of that kind below it."""
+    name: str = ""
+    """Dataset of the Hub, as owner/name (source=hub)."""
+    config: str = ""
+    """Which configuration of that dataset, such as wikitext-2-raw-v1; empty = its only one."""
+    revision: str = ""
+    """Which commit of the dataset; empty = the newest, which the run then keeps to."""
+    split: str = "train"
+    """Which split of the dataset to train on."""
+    streaming: bool = False
+    """Whether to take only data.max_documents from the dataset as it arrives, without downloading all of it: for sets larger than the disk."""
+    document: Literal["passage", "file", "line"] = "passage"
+    """What one document is (source=text): a whole file, a line, or a passage: a file, cut at empty lines where it is long."""
+    text_field: str = ""
+    """Column that holds the text, the prompt of a pair, or a list of chat messages; empty = found by its name and type."""
+    target_field: str = ""
+    """Column that holds the answer: only it is learned, the text being what comes before it (or, for seq2seq, what is read)."""
+    label_field: str = ""
+    """Column that holds the class of the text (task=classification); empty = label."""
+
+
+class MixturePart(SourceConfig):
+    """One of several sources that are learned together."""
+
+    weight: float = Field(1.0, gt=0.0)
+    """Share of the training examples that come from it, relative to the weights of the others."""
+
+
+class DataConfig(SourceConfig):
     """What text the model learns, and how it is cut into tokens."""
 
-    source: Literal["stories", "text"] = "stories"
-    """Where text comes from: the embedded stories, or UTF-8 text files at data.path."""
-    path: str = ""
-    """File or folder of UTF-8 text (source=text); a folder means every .txt and .md file below it."""
+    mixture: list[MixturePart] = []
+    """Several sources with weights, instead of one: [{source: text, path: a.txt, weight: 3}, {source: hub, name: owner/name}]."""
     size: int = Field(2_000_000, ge=1_000)
     """How much of the stories to write, in characters (source=stories)."""
     seed: int = Field(0, ge=0)
-    """Which stories are written (source=stories)."""
-    task: Literal["auto", "causal", "masked", "seq2seq"] = "auto"
-    """What is learned: the next token (causal), hidden tokens (masked), the second half of a text from its first (seq2seq); auto = what the model is made for, and anything else is refused where it is not that."""
+    """Which stories are written (source=stories), and which documents a stream is shuffled into (data.streaming)."""
+    max_documents: int = Field(0, ge=0)
+    """How many documents to take from each source, the first ones; 0 = all."""
+    shuffle_buffer: int = Field(10_000, ge=1)
+    """How many documents of a stream wait to be drawn from at random (data.streaming)."""
+    hook: str = ""
+    """Your own function, as file.py:function: it gets each document as a dict and returns it changed, or None to leave it out."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do with a row that cannot be read: stop and name it, or skip, count and report it."""
+    val_from: str = ""
+    """Where validation documents are, if not part of the others: a split of the Hub dataset, or a file or folder; empty = data.val_fraction."""
+    test_from: str = ""
+    """The same for test documents; empty = data.test_fraction."""
+    val_fraction: float = Field(0.05, gt=0.0, lt=1.0)
+    """Share of the documents that is only used for validation."""
+    test_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the documents that is used for nothing but `tbt evaluate --on test`."""
+    split_by: Literal["content", "position"] = "content"
+    """How documents are chosen for validation: by what they say, so that more text moves none of them, or the last ones."""
+    duplicates: Literal["together", "drop", "ignore"] = "together"
+    """What to do with documents that are almost alike: keep them on one side of the split, keep only the first, or nothing."""
+    task: Literal["auto", "causal", "masked", "seq2seq", "classification"] = "auto"
+    """What is learned: the next token (causal), hidden tokens (masked), the answer or second half of a text (seq2seq), its class (classification); auto = what the model is made for."""
     mask_fraction: float = Field(0.15, gt=0.0, lt=1.0)
     """Share of tokens to hide and predict (task=masked)."""
-    tokenizer: Literal["char", "byte", "bpe"] = "bpe"
-    """What a token is: a character seen in the training text, a UTF-8 byte, or (bpe) a common piece of a word."""
-    vocab_size: int = Field(1024, ge=257)
-    """How many tokens the tokenizer may have, 256 of them bytes (tokenizer=bpe). A model from elsewhere may lower it to its own table."""
+    whole_words: bool = True
+    """Whether all tokens of a word are hidden together (task=masked)."""
+    packing: Literal["auto", "blocks", "documents"] = "auto"
+    """What an example is: blocks = data.seq_len tokens of the running text; documents = whole documents that do not see each other; auto = documents for chats, pairs and labelled texts, else blocks."""
+    curriculum: Literal["off", "length"] = "off"
+    """Order of the first epoch: off = shuffled, length = short documents first (packing=documents)."""
+    tokenizer: str = "auto"
+    """What a token is: char, byte, or trained on this text: bpe, wordpiece, unigram; or owner/name or a folder with a tokenizer.json; auto = a trained model's own, else bpe."""
+    tokenizer_revision: str = ""
+    """Which commit of the tokenizer's Hub repository; empty = the newest, which the run then keeps to."""
+    vocab_size: int = Field(1024, ge=0)
+    """How many tokens a trained tokenizer may have, 256 of them bytes; 0 = as many as suit the size of the text. A model from elsewhere may lower it to its own table."""
+    chat_template: str = ""
+    """Jinja template that writes chat messages as text; empty = the tokenizer's own, else ChatML."""
+    separator: Literal["auto", "end", "newline", "nothing"] = "auto"
+    """What follows each document: the tokenizer's end-of-text token, or a newline; auto = that token if there is one, else a newline."""
     seq_len: int = Field(256, ge=1)
     """Length of one training example, in tokens; at most model.shape.block_size. A model from elsewhere may lower it to its own limit."""
-    val_fraction: float = Field(0.05, gt=0.0, lt=1.0)
-    """Share of the text, at its end, that is only used for validation."""
 
 
 class TrainConfig(Section):
@@ -222,16 +286,7 @@ def disagreements(config: RunConfig) -> list[Problem]:
             ("data.seq_len", "model.shape.block_size"),
             f"data.seq_len={d.seq_len} is longer than model.shape.block_size={m.block_size}: lower the one or raise the other",
         ),
-        (
-            d.source != "text" or bool(d.path),
-            ("data.source", "data.path"),
-            "data.source=text needs data.path=FILE_OR_FOLDER",
-        ),
-        (
-            d.source == "text" or not d.path,
-            ("data.source", "data.path"),
-            f"data.path={d.path} is only read with data.source=text",
-        ),
+        *source_rules(d),
         (
             bool(t.max_steps or t.epochs),
             ("train.max_steps", "train.epochs"),
@@ -259,6 +314,39 @@ def disagreements(config: RunConfig) -> list[Problem]:
         ),
     ]
     return [(keys, message) for fine, keys, message in rules if not fine]
+
+
+FILES = ("text", "csv", "jsonl", "parquet")
+
+
+def source_rules(d: DataConfig) -> list[tuple[bool, tuple[str, ...], str]]:
+    """What has to hold of where text comes from: (whether it does, the keys involved, what is wrong)."""
+    rules: list[tuple[bool, tuple[str, ...], str]] = []
+    for i, part in enumerate(d.mixture or [d]):
+        at = f"data.mixture[{i}]." if d.mixture else "data."
+        source, keys = part.source, ("data.mixture",) if d.mixture else ("data.source", "data.path", "data.name")
+        rules += [
+            (source not in FILES or bool(part.path), keys, f"{at}source={source} needs {at}path=FILE_OR_FOLDER"),
+            (source in FILES or not part.path, keys, f"{at}path={part.path} is only read with {at}source=text, csv, jsonl or parquet"),
+            (source != "hub" or bool(part.name), keys, f"{at}source=hub needs {at}name=OWNER/NAME"),
+            (source == "hub" or not part.name, keys, f"{at}name={part.name} is only read with {at}source=hub"),
+            (
+                not part.streaming or (source == "hub" and d.max_documents > 0),
+                ("data.streaming", "data.max_documents"),
+                f"{at}streaming=true needs source=hub and data.max_documents=N, the documents to take",
+            ),
+        ]  # fmt: skip
+    one = not d.mixture
+    rules += [
+        (one or d.source == "stories", ("data.mixture", "data.source"), "data.mixture names the sources: leave data.source out"),
+        (one or not (d.val_from or d.test_from), ("data.mixture", "data.val_from", "data.test_from"), "data.val_from and data.test_from go with one source, not with data.mixture"),
+        (d.source != "stories" or not one or not (d.val_from or d.test_from or d.test_fraction or d.hook), ("data.source", "data.val_from", "data.test_from", "data.test_fraction", "data.hook"), "the stories have a validation part of their own: data.val_from, test_from, test_fraction and hook are for other sources"),
+        (d.val_fraction + d.test_fraction < 1, ("data.val_fraction", "data.test_fraction"), f"data.val_fraction={d.val_fraction:g} and data.test_fraction={d.test_fraction:g} leave nothing to train on"),
+        (d.curriculum == "off" or d.packing == "documents", ("data.curriculum", "data.packing"), "data.curriculum=length orders whole documents: it needs data.packing=documents"),
+        (d.vocab_size == 0 or d.vocab_size >= 257, ("data.vocab_size",), f"data.vocab_size={d.vocab_size} is too small: 257 or more (256 are the bytes), or 0 for what suits the text"),
+        (not d.hook or ":" in d.hook, ("data.hook",), f"data.hook={d.hook} is not file.py:function"),
+    ]  # fmt: skip
+    return rules
 
 
 def field_table() -> list[tuple[str, str, Any, str]]:
