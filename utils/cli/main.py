@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from utils.cli import config, data, generate, notebook, runs, status, summary, train, validate
+from utils.cli import config, data, evaluate, generate, notebook, runs, status, summary, tokenizer, train, validate
 
 app = typer.Typer(
     help="Train, look at and use any transformer.",
@@ -16,11 +16,13 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(generate.generate)
+app.command()(evaluate.evaluate)
 app.command()(status.status)
 app.command()(runs.runs)
 app.command()(summary.summary)
 app.command()(validate.validate)
 app.add_typer(data.app, name="data")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(config.app, name="config")
 app.add_typer(notebook.app, name="notebook")
 

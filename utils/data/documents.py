@@ -6,7 +6,7 @@ SIDES = ("train", "val", "test")
 SHOWN = 20  # bad rows that are kept in words
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # never changed; but a frozen one takes seven times as long to make
 class Document:
     """A text; the prompt of a pair, with `target`; or a chat, with `messages` (then `text` is empty)."""
 

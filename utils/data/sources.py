@@ -1,106 +1,235 @@
-"""Where text comes from: a training part and a validation part; knows nothing of tokens."""
+"""Where documents come from: every source, one after the other, always in the same order; knows nothing of tokens."""
 
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from utils.config.schema import DataConfig
+from utils.config.schema import DataConfig, SourceConfig
 from utils.data import stories, story_words
+from utils.data.documents import Document, Skipped
+from utils.data.text_files import ENDINGS, SourceFile, find_files, text_documents
+from utils.runtime.files import sha256_file, sha256_json
 
 VAL_STORIES = 1_000_000_000  # the number of the first validation story: no training set reaches it
+SIDE_ORDER = ("val", "test", "")  # empty: what the source leaves to the split
+FIELDS = ("text_field", "target_field", "label_field")
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Text in two parts that share nothing. `val_nats` is -log p(val), exact, where the source knows p."""
+def read_documents(config: DataConfig, skipped: Skipped | None = None) -> Iterator[Document]:
+    """All documents of all parts, always in the same order.
 
-    train: str
-    val: str
-    val_nats: float | None = None
+    First those whose side the source itself says (validation, then test), then the others; part by part.
 
+    Args:
+        config: what to read. A dataset of the Hub must be pinned (`pin`).
+        skipped: gets the rows that were left out because data.on_bad_row=skip.
 
-def source_key(config: DataConfig) -> str:
-    """What the text is, as a hash: of the files' bytes, or of the program that writes the stories.
-
-    Raises as `load_corpus` does for files that are missing or cannot be read.
+    Raises FileNotFoundError or ValueError, naming the file, row and column, and saying what to do.
     """
-    if config.source == "stories":
-        program = [Path(path).read_bytes() for path in (stories.__file__, story_words.__file__)]
-        words = json.dumps([config.size, config.seed, config.val_fraction]).encode()
+    skipped = (skipped or Skipped()) if config.on_bad_row == "skip" else None
+    change = _hook(config)
+    for side in SIDE_ORDER:
+        for index, part in enumerate(parts_of(config)):
+            for document in _of_side(part, index, side, config, skipped):
+                changed = change(document)
+                if changed is not None:
+                    yield changed
+
+
+def source_key(config: DataConfig) -> dict[str, Any]:
+    """What decides the documents, as JSON: content, hooks and settings, whatever folder they are in.
+
+    Reads every file once; asks the network for nothing. Raises as `read_documents` does for what is not there.
+    """
+    key: dict[str, Any] = {
+        "parts": [_part_key(part, config) for part in parts_of(config)],
+        "max_documents": config.max_documents,
+        "on_bad_row": config.on_bad_row,
+    }
+    if config.hook:
+        from utils.data.hooks import hook_key
+
+        key["hook"] = hook_key(config.hook)
+    return key
+
+
+def pin(config: DataConfig) -> tuple[DataConfig, tuple[str, ...]]:
+    """The settings with what only the network knows filled in, and each such change in words.
+
+    A dataset's revision becomes the commit it stands for; data.val_from and data.test_from become the splits the
+    dataset has for that. Other sources are left as they are.
+    """
+    if not any(part.source == "hub" for part in parts_of(config)):
+        return config, ()
+    from utils.data.hub_source import pin_hub
+
+    notes: list[str] = []
+    if not config.mixture:
+        of_part, of_config, said = pin_hub(config, config)
+        return config.model_copy(update={**of_part, **of_config}), tuple(said)
+    parts = []
+    for part in config.mixture:
+        of_part = {}
+        if part.source == "hub":
+            of_part, _, said = pin_hub(part, config)  # a mixture has no val_from and test_from
+            notes += said
+        parts.append(part.model_copy(update=of_part))
+    return config.model_copy(update={"mixture": parts}), tuple(notes)
+
+
+def prepare_source(config: DataConfig, progress: Callable[[str, int, int], None] | None = None) -> None:
+    """Download what `read_documents` will read of the Hub. `progress(what is done, how far, of how much)`."""
+    for part in parts_of(config):
+        if part.source == "hub":
+            from utils.data.hub_source import prepare_hub
+
+            for place in filter(None, (_place(part, side, config) for side in SIDE_ORDER)):
+                if _kind_of_source(part, place) == "hub":
+                    prepare_hub(part, config, place, progress)
+
+
+def floor_nats(config: DataConfig) -> float | None:
+    """-log p(validation text), exact, in nats, where the source is the stories alone; else None."""
+    if config.mixture or config.source != "stories":
+        return None
+    return stories.story_nats(_story_text("val", config))
+
+
+def parts_of(config: DataConfig) -> Sequence[SourceConfig]:
+    """The sources of a mixture, or the one there is. A document's `part` is the number of its source here."""
+    return config.mixture or [config]
+
+
+# ---- One part, one side ----
+
+
+def _of_side(
+    part: SourceConfig, index: int, side: str, config: DataConfig, skipped: Skipped | None
+) -> Iterator[Document]:
+    """A part's documents of one side (val, test), or all others (empty); at most data.max_documents of them."""
+    if part.source == "stories":
+        found = _stories(side, index, config)
+    elif place := _place(part, side, config):
+        found = _found(part, index, side, place, config, skipped)
     else:
-        program = [_read(path) for path in text_files(Path(config.path))]
-        words = json.dumps([config.val_fraction]).encode()
-    digests = [hashlib.sha256(part).hexdigest() for part in (*program, words)]
-    return hashlib.sha256("/".join(digests).encode()).hexdigest()
+        return
+    yield from islice(found, config.max_documents or None)
 
 
-def load_corpus(config: DataConfig) -> Corpus:
-    """The text `config` names, split.
-
-    Raises FileNotFoundError, or ValueError naming the file and the offset of what is not UTF-8 text.
-    """
-    if config.source == "stories":
-        val_size = round(config.size * config.val_fraction)
-        val = stories.write_stories(val_size, config.seed, start=VAL_STORIES)
-        train = stories.write_stories(config.size - val_size, config.seed)
-        return Corpus(train, val, stories.story_nats(val))
-    text = "\n".join(read_text(path) for path in text_files(Path(config.path)))
-    if not text.strip():
-        raise ValueError(f"data.path={config.path} is empty: there is no text to learn from")
-    return Corpus(*split(text, config.val_fraction))
+def _place(part: SourceConfig, side: str, config: DataConfig) -> str:
+    """The split or path that holds the documents of a side; empty = there is none."""
+    if side:
+        return config.val_from if side == "val" else config.test_from
+    return part.split if part.source == "hub" else part.path
 
 
-def text_files(path: Path) -> list[Path]:
-    """The file itself, or every .txt and .md below a folder, in order of name."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"data.path={path}: no such file or folder")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".txt", ".md") and file.is_file())
-    if not found:
-        raise FileNotFoundError(
-            f"data.path={path} holds no .txt or .md file; to read a file of another ending, name it"
-        )
-    return found
+def _found(
+    part: SourceConfig, index: int, side: str, place: str, config: DataConfig, skipped: Skipped | None
+) -> Iterator[Document]:
+    source = _kind_of_source(part, place)
+    if source == "hub":
+        from utils.data.hub_source import hub_documents
+
+        for one in hub_documents(part, config, place, skipped):
+            yield Document(one.text, one.where, one.target, one.label, one.messages, side, index)
+        return
+    setting = f"data.{side}_from" if side else "data.path"
+    files = find_files(place, source, setting)
+    if source == "text":
+        found = text_documents(files, part.document, skipped, side, index, alone=Path(place).is_file())
+    else:
+        from utils.data.tables import table_documents
+
+        found = table_documents(files, source, part, config, skipped, side, index)
+    yield from _not_empty(found, f"{setting}={place}", skipped)
 
 
-def read_text(path: Path) -> str:
-    """A file's text, exactly: only a byte order mark is dropped. Raises ValueError if it is not UTF-8."""
-    data = _read(path)
-    for offset, byte in _not_text(data):
-        raise ValueError(
-            f"{path}: not UTF-8 text: byte 0x{byte:02x} at offset {offset:,}. "
-            "Is it a binary file, or text in another encoding? `iconv -t UTF-8` converts text."
-        )
-    return data.decode("utf-8-sig")
+def _kind_of_source(part: SourceConfig, place: str) -> str:
+    """How a place is read: beside a dataset of the Hub there may be files, told from its splits by a dot or a slash."""
+    if part.source != "hub" or not ({".", "/"} & set(place)) or not Path(place).expanduser().exists():
+        return part.source
+    name = Path(place).name.lower()
+    return next((kind for kind, endings in ENDINGS.items() for ending in endings if ending in name), "text")
 
 
-def split(text: str, val_fraction: float) -> tuple[str, str]:
-    """Cut the last `val_fraction` off, at the end of a line where there is one near."""
-    cut = round(len(text) * (1 - val_fraction))
-    line_end = text.find("\n", cut, cut + max(1, (len(text) - cut) // 2))
-    cut = line_end + 1 if line_end >= 0 else cut
-    return text[:cut], text[cut:]
+def _stories(side: str, index: int, config: DataConfig) -> Iterator[Document]:
+    if side != "test":
+        own = side or "train"
+        yield Document(_story_text(own, config), f"stories ({own})", side=own, part=index)
 
 
-def _read(path: Path) -> bytes:
+def _story_text(side: str, config: DataConfig) -> str:
+    size = round(config.size * config.val_fraction)
+    if side == "val":
+        return stories.write_stories(size, config.seed, start=VAL_STORIES)
+    return stories.write_stories(config.size - size, config.seed)
+
+
+def _not_empty(found: Iterator[Document], where: str, skipped: Skipped | None) -> Iterator[Document]:
+    """The documents; ValueError in the end if none of them says anything."""
+    before = skipped.count if skipped else 0
+    empty = True
+    for document in found:
+        if empty:
+            empty = not (document.text.strip() or document.messages)
+        yield document
+    if empty:
+        left_out = skipped.count - before if skipped else 0
+        why = f" ({left_out:,} bad rows were left out; the first: {skipped.first[0]})" if skipped and left_out else ""
+        raise ValueError(f"{where} is empty: there is no text to learn from{why}")
+
+
+def _hook(config: DataConfig) -> Callable[[Document], Document | None]:
+    if not config.hook:
+        return lambda document: document
+    from utils.data.hooks import load_hook
+
+    return load_hook(config.hook)
+
+
+# ---- Keys ----
+
+
+def _part_key(part: SourceConfig, config: DataConfig) -> dict[str, Any]:
+    if part.source == "stories":
+        program = [sha256_file(Path(path)) for path in (stories.__file__, story_words.__file__)]
+        made = {"size": config.size, "seed": config.seed, "val_fraction": config.val_fraction}
+        return {"source": "stories", "content": sha256_json(program), **made}
+    key: dict[str, Any] = {"source": part.source}
+    for side in SIDE_ORDER:
+        if place := _place(part, side, config):
+            source, name = _kind_of_source(part, place), f"{side}_from" if side else "content"
+            key[name] = (
+                place
+                if source == "hub"
+                else _content(find_files(place, source, f"data.{name}" if side else "data.path"))
+            )
+    if part.source == "hub":
+        from utils.data.hub_source import hub_key
+
+        key["dataset"] = hub_key(part)
+        if part.streaming:
+            key["stream"] = {"seed": config.seed, "shuffle_buffer": config.shuffle_buffer}
+    return {**key, **({"document": part.document} if part.source == "text" else _fields(part, config))}
+
+
+def _fields(part: SourceConfig, config: DataConfig) -> dict[str, Any]:
+    """The settings that choose columns; whether a label is looked for hangs on the task."""
+    return {**{name: getattr(part, name) for name in FIELDS}, "labelled": config.task == "classification"}
+
+
+def _content(files: list[SourceFile]) -> str:
+    """A hash of every file's bytes and of where it stands below data.path."""
+    content = hashlib.sha256()
+    for file in files:
+        content.update(f"{len(file.key.encode())} {file.key} {_sha256(file.path)}\n".encode())
+    return content.hexdigest()
+
+
+def _sha256(path: Path) -> str:
     try:
-        return path.read_bytes()
+        return sha256_file(path)
     except PermissionError:
         raise ValueError(f"{path}: may not be read by this user (permission denied)") from None
-
-
-def _not_text(data: bytes) -> Iterator[tuple[int, int]]:
-    """Offset and value of the first byte that cannot be text. A zero byte is UTF-16 or binary, not text."""
-    try:
-        data.decode("utf-8")
-        end = len(data)
-    except UnicodeDecodeError as error:
-        end = error.start
-    zero = data.find(b"\0", 0, end)
-    if zero >= 0:
-        yield zero, 0
-    elif end < len(data):
-        yield end, data[end]

@@ -1,39 +1,67 @@
 """Token ids on disk, memory-mapped, made once for each text and tokenizer; knows nothing of batches."""
 
-import contextlib
-import fcntl
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from utils.config.schema import DataConfig
-from utils.data.sources import Corpus, load_corpus, source_key
-from utils.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
-from utils.runtime.files import cache_dir, fsync_folder, sha256_file, sha256_json, write_atomic
+from utils.data.build_store import build, store_name
+from utils.data.documents import SIDES
+from utils.data.shards import read_info, tokens_of
+from utils.data.tokenizer import Tokenizer, load_tokenizer
+from utils.data.tokens import Tokens, joined
+from utils.runtime.files import cache_dir
 
-FORMAT = 1
+Progress = Callable[[str, int, int], None]  # what is being done; how much is done; of how much (0 = unknown)
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Training and validation ids as memory maps, with the tokenizer that made them."""
+    """The ids of a text by part and side, with the tokenizer that made them."""
 
     folder: Path
-    train: np.ndarray  # (N,) uint16 or uint32
-    val: np.ndarray  # (M,)
     tokenizer: Tokenizer
     info: dict[str, Any]
+    weights: list[float]
+    """Share of the training examples that each part gives, relative to the others; 1 each if nobody said."""
+
+    def side(self, name: str, part: int | None = None) -> Tokens:
+        """The ids of side train, val or test: of one part of a mixture, or of all, one after the other."""
+        if name not in SIDES:
+            raise ValueError(f"a store has the sides {', '.join(SIDES)}, and none called {name!r}")
+        parts = range(self.info["parts"]) if part is None else [part]
+        return joined([tokens_of(self.folder, self.info, i, name) for i in parts])
+
+    @cached_property
+    def train(self) -> Tokens:
+        """What is learned."""
+        return self.side("train")
+
+    @cached_property
+    def val(self) -> Tokens:
+        """What a run is evaluated on."""
+        return self.side("val")
+
+    @cached_property
+    def test(self) -> Tokens:
+        """What nothing but `tbt evaluate --on test` looks at; it may be empty."""
+        return self.side("test")
+
+    @property
+    def kind(self) -> str:
+        """What the documents are: text, pairs, chat or labelled."""
+        return str(self.info["kind"])
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes in order: a label is an index in this list. Empty if the documents have none."""
+        return list(self.info["classes"])
 
     @property
     def fingerprint(self) -> str:
-        """Hash of ids and tokenizer: equal means the same examples."""
+        """Hash of ids, documents, masks, labels and tokenizer, whatever file they came from: equal means the same."""
         return str(self.info["fingerprint"])
 
     @property
@@ -52,99 +80,55 @@ class TokenStore:
         return float(self.info["val_bytes"]) / len(self.val)
 
 
-def open_store(config: DataConfig) -> TokenStore:
-    """The ids for `config`, from the cache or made now.
+def open_store(config: DataConfig, own_tokenizer: Path | None = None, progress: Progress | None = None) -> TokenStore:
+    """The ids for `config`, from the cache or made now; a build that was killed goes on where it was.
+
+    Args:
+        own_tokenizer: folder with the tokenizer of a trained model, for data.tokenizer=model.
+        progress: called while they are made, at most about ten times a second.
 
     Raises FileNotFoundError or ValueError when the text cannot be used.
     """
-    kind = f"{config.tokenizer}{config.vocab_size}" if config.tokenizer == "bpe" else config.tokenizer
-    folder = cache_dir() / "tokens" / f"{kind}-{source_key(config)[:32]}"
-    store = _load(folder)
+    name, made_of = store_name(config, own_tokenizer)
+    folder = cache_dir() / "tokens" / name
+    store = store_at(folder)
     if store is None:
-        corpus = load_corpus(config)
-        tokenizer = build_tokenizer(config.tokenizer, corpus.train, config.vocab_size)
-        _write(folder, corpus, tokenizer)
-        store = _load(folder)
+        build(folder, config, made_of, own_tokenizer, progress)
+        store = store_at(folder)
         if store is None:
             raise OSError(f"{folder} does not read back as it was written: is the disk failing?")
-    _check_length(store, config.seq_len)
-    return store
+    return for_settings(store, config)
 
 
-def _check_length(store: TokenStore, seq_len: int) -> None:
+def for_settings(store: TokenStore, config: DataConfig) -> TokenStore:
+    """The store with the weights of the settings. Raises ValueError if it holds less than one example of theirs."""
+    _check_length(store, config)
+    return replace(store, weights=[part.weight for part in config.mixture] or [1.0])
+
+
+def store_at(folder: Path) -> TokenStore | None:
+    """The store in a folder if it is whole, every file with the bytes that were written; the text is not looked at."""
+    info = read_info(folder)
+    if info is None:
+        return None
+    return TokenStore(folder, load_tokenizer(folder), info, [1.0] * info["parts"])
+
+
+def _check_length(store: TokenStore, config: DataConfig) -> None:
+    """At least one example to learn and one to be evaluated on."""
+    blocks = config.packing == "blocks" or (config.packing == "auto" and store.kind == "text")
+    if not blocks:
+        for name, side, setting in (("training", store.train, "lower"), ("validation", store.val, "raise")):
+            if not side.documents:
+                raise ValueError(f"there is no {name} document: {setting} data.val_fraction or add text")
+        return
     tokens = len(store.train)
-    if tokens < seq_len + 1:
+    if tokens < config.seq_len + 1:
         raise ValueError(
-            f"the training text has {tokens:,} tokens and one example needs data.seq_len + 1 = {seq_len + 1:,}: "
-            f"lower data.seq_len to {max(1, tokens // 2):,} or less, or add text"
+            f"the training text has {tokens:,} tokens and one example needs data.seq_len + 1 = "
+            f"{config.seq_len + 1:,}: lower data.seq_len to {max(1, tokens // 2):,} or less, or add text"
         )
     if len(store.val) < 2:
         raise ValueError(
             f"the validation text has {len(store.val)} tokens and needs at least 2: raise data.val_fraction or add text"
         )
-
-
-def _write(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(f"the cache {folder.parent} cannot be written ({error.strerror}): set TBT_CACHE") from None
-    try:
-        kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-        for name, text in (("train", corpus.train), ("val", corpus.val)):
-            with (building / f"{name}.bin").open("wb") as file:
-                for ids in tokenizer.encode_parts(text):
-                    np.asarray(ids, dtype=kind).tofile(file)
-        tokenizer.save(building)
-        files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
-        info = {
-            "format": FORMAT,
-            "dtype": np.dtype(kind).name,
-            "files": files,
-            "fingerprint": "-".join(digest[:16] for digest in files.values()),
-            "train_characters": len(corpus.train),
-            "val_characters": len(corpus.val),
-            "val_bytes": len(corpus.val.encode()),
-            "val_nats": corpus.val_nats,
-        }
-        write_atomic(building / "info.json", json.dumps({"info": info, "sha256": sha256_json(info)}, indent=2))
-        with _alone_in(folder.parent):
-            # Whoever is first wins; the text decides the bytes, so a second one has made the same.
-            if _load(folder) is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.rename(building, folder)
-                fsync_folder(folder.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _load(folder: Path) -> TokenStore | None:
-    """The store if it is whole: every file is there and has the bytes that were written."""
-    try:
-        wrapped = json.loads((folder / "info.json").read_text())
-        info = wrapped["info"]
-        if wrapped["sha256"] != sha256_json(info):
-            return None
-        if info["format"] != FORMAT or any(sha256_file(folder / f) != d for f, d in info["files"].items()):
-            return None
-        train, val = (_ids(folder / f"{part}.bin", info["dtype"]) for part in ("train", "val"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return TokenStore(folder, train, val, load_tokenizer(folder), info)
-
-
-def _ids(path: Path, dtype: str) -> np.ndarray:
-    """The ids of a file as a memory map; an empty file cannot be mapped."""
-    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in this block for this folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -11,11 +11,15 @@ from utils.inference.kv_cache import Cache, make_cache
 from utils.inference.sampling import check_sampling, sample
 from utils.models.folder import unwrap
 
+END_OF_TURN = "<|im_end|>"  # ends what one side of a chat says (ChatML)
 UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not, or not yet, a character
 
 
 class Tokenizer(Protocol):
-    """What `generate_text` asks of a tokenizer."""
+    """What `generate_text` asks of a tokenizer.
+
+    Where it has special tokens, it says so by `end_id`, `mask_id`, `special_tokens` (ids by name) and `prefix`.
+    """
 
     @property
     def vocab_size(self) -> int: ...
@@ -45,12 +49,17 @@ def generate_ids(
     seed: int = 0,
     use_cache: bool = True,
     vocab_size: int = 0,
+    stop_ids: frozenset[int] = frozenset(),
+    mask_id: int | None = None,
 ) -> Iterator[int]:
-    """Stream the `max_new_tokens` ids that continue one text.
+    """Stream up to `max_new_tokens` ids that continue one text.
 
-    A causal model scores the token after the text, a masked one a mask put behind it, and a seq2seq one reads `ids`
-    and writes on from the last of them. `vocab_size` is the tokenizer's, in tokens: ids from there on (padding of the
+    A causal model scores the token after the text, a masked one the mask `mask_id` put behind it (None: the first id
+    that is no token), and a seq2seq one reads `ids` and writes: from its `start_id` on, or, if it has none, from the
+    last of `ids`, as it was trained. `vocab_size` is the tokenizer's, in tokens: ids from there on (padding of the
     table, the mask) are never drawn; 0 means the model's.
+
+    The first of `stop_ids` to be drawn ends the text and is not part of it; a masked model fills masks, and goes on.
 
     `ids` is a list of token ids, or a (T,) or (1, T) tensor. `temperature`, `top_k` and `top_p` are as in
     `sample`; the same `seed` draws the same text. `use_cache=False` is the slow path, the fast one's oracle, and
@@ -73,7 +82,11 @@ def generate_ids(
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be a number of tokens, 0 or more")
     check_sampling(temperature, top_k, top_p)
-    return _stream(model, text, max_new_tokens, temperature, top_k, top_p, seed, use_cache, vocab_size)
+    mask_id = vocab_size if mask_id is None else mask_id
+    stop_ids = frozenset() if task_of(model) == "masked" else stop_ids
+    return _stream(
+        model, text, max_new_tokens, temperature, top_k, top_p, seed, use_cache, vocab_size, stop_ids, mask_id
+    )
 
 
 def task_of(model: nn.Module) -> str:
@@ -97,6 +110,8 @@ def _stream(
     seed: int,
     use_cache: bool,
     vocab_size: int,
+    stop_ids: frozenset[int],
+    mask_id: int,
 ) -> Iterator[int]:
     # Tokens are drawn on the CPU: the same seed then draws alike on every device.
     generator = torch.Generator().manual_seed(seed)
@@ -115,9 +130,11 @@ def _stream(
                 if task_of(model) == "causal":
                     logits = _next_logits(model, text, start, cache)
                 else:
-                    logits = _next_logits_of_task(model, text, n_prompt, vocab_size)
+                    logits = _next_logits_of_task(model, text, n_prompt, mask_id)
                 logits = logits[:, :vocab_size]
                 token = int(sample(logits, temperature, top_k, top_p, generator))
+            if token in stop_ids:
+                return
             text.append(token)
             yield token
     finally:
@@ -140,7 +157,9 @@ def _next_logits_of_task(model: nn.Module, text: list[int], n_prompt: int, mask_
         shown = [*text[max(0, len(text) - longest + 1) :], mask_id]
         return model(torch.tensor([shown], device=device))[:, -1].float().cpu()
     source = torch.tensor([text[:n_prompt][-longest:]], device=device)  # (1, S)
-    written = torch.tensor([text[n_prompt - 1 :][-longest:]], device=device)  # (1, T)
+    start = getattr(model, "start_id", None)
+    begun = [text[n_prompt - 1] if start is None else start, *text[n_prompt:]]
+    written = torch.tensor([begun[-longest:]], device=device)  # (1, T)
     return model(source, written)[:, -1].float().cpu()
 
 
@@ -157,16 +176,31 @@ def generate_text(
 ) -> Iterator[str]:
     """Stream the text that continues `prompt` (not the prompt itself) in pieces of whole characters.
 
-    The pieces together are exactly `tokenizer.decode` of all new ids. Arguments and errors are those of
-    `generate_ids`; an empty prompt is an empty text.
+    The pieces together are exactly `tokenizer.decode` of all new ids. What the tokenizer puts before every text it puts
+    before the prompt, and the text is over where the tokenizer says so (`stop_ids_of`). Arguments and errors are those
+    of `generate_ids`; an empty prompt is an empty text.
     """
     ids = tokenizer.encode(prompt)
-    return stream_text(
-        tokenizer,
-        generate_ids(
-            model, ids, max_new_tokens, temperature, top_k, top_p, seed, use_cache, vocab_size=tokenizer.vocab_size
-        ),
+    new = generate_ids(
+        model,
+        [*getattr(tokenizer, "prefix", ()), *ids] if ids else [],
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        use_cache,
+        vocab_size=tokenizer.vocab_size,
+        stop_ids=stop_ids_of(tokenizer),
+        mask_id=getattr(tokenizer, "mask_id", None),
     )
+    return stream_text(tokenizer, new)
+
+
+def stop_ids_of(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids at which a text is over: the end of a text and that of a turn in a chat, if the tokenizer has them."""
+    found = (getattr(tokenizer, "end_id", None), getattr(tokenizer, "special_tokens", {}).get(END_OF_TURN))
+    return frozenset(token for token in found if token is not None)
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:

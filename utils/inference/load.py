@@ -31,7 +31,7 @@ def open_model(kind: str, where: str) -> nn.Module:
     """
     if kind == "preset":
         preset = load_config(where)
-        known = preset.data.vocab_size if preset.data.tokenizer == "bpe" else PREVIEW_VOCAB
+        known = preset.data.vocab_size if preset.data.tokenizer in ("auto", "bpe") else PREVIEW_VOCAB
         return load_model(preset.model, preset.model.shape.vocab_size or known)
     if kind == "folder":
         return load_model_folder(Path(where))[0]

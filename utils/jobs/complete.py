@@ -43,9 +43,10 @@ def _here(folder: Path, prompt: str, sampling: dict[str, Any]) -> Iterator[str]:
     from utils.inference.complete import complete as here
 
     with scratch_folder("model") as pinned:
-        for name, most in ((CONFIG_FILE, MOST), ("tokenizer.json", MOST_TOKENIZER)):
-            with (folder / name).open("rb") as file:
-                (pinned / name).write_bytes(file.read(most))
+        for name, most in ((CONFIG_FILE, MOST), ("tokenizer.json", MOST_TOKENIZER), ("tokenizer_config.json", MOST)):
+            if name != "tokenizer_config.json" or (folder / name).exists():  # without it a tokenizer has no roles
+                with (folder / name).open("rb") as file:
+                    (pinned / name).write_bytes(file.read(most))
         (pinned / WEIGHTS_FILE).symlink_to((folder / WEIGHTS_FILE).resolve())
         try:
             return here(pinned, prompt, **sampling)

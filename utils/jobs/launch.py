@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.config.schema import RunConfig
-from utils.data.token_store import TokenStore, open_store
+from utils.data.run_store import remember_store
+from utils.data.token_store import Progress, TokenStore, open_store
 from utils.jobs.box import Box, Limits
 from utils.jobs.describe import consents, last_bytes, plain, start_for
 from utils.jobs.find_model import FoundModel
-from utils.jobs.prepare import place, prepare
+from utils.jobs.prepare import Prepared, place, prepare
 from utils.jobs.worker import BUSY
 from utils.models.source_files import SOURCE
 from utils.runs.folder import RunFolder
@@ -91,28 +92,28 @@ class Job:
         return plain(f"\n{text}".rpartition("\nerror: ")[2].strip()) or "the worker left no word"
 
 
-def launch(config: RunConfig, own_session: bool = False) -> Job:
+def launch(config: RunConfig, own_session: bool = False, progress: Progress | None = None) -> Job:
     """Start the worker for `config`, or join the one that is at it; a completed run is left as it is.
 
-    `own_session` lets the worker outlive this process and its terminal. A model from elsewhere trains behind walls
-    (`box.py`), its code or not. What a request can get wrong is looked at first: ValueError or FileNotFoundError
-    leave nothing behind.
+    `own_session` lets the worker outlive this process and its terminal; `progress` hears how far the data are. A model
+    from elsewhere trains behind walls (`box.py`), its code or not. What a request can get wrong is looked at first:
+    ValueError or FileNotFoundError leave nothing behind.
     """
     prepared = prepare(config)
     config, run = prepared.config, RunFolder(config.run_dir)
     run.check_settings(config)
-    store = open_store(config.data)
-    run.check_data(store.fingerprint)
+    store = _open_data(prepared, progress)
     is_new = not run.exists()
     run.create(config)
     place(prepared)
+    remember_store(run, store)
     if is_locked(run.path) or run.status() == "completed":
         return Job(run, notes=prepared.notes)
     if prepared.found is not None:
         if not run.read_json("environment"):
             run.write_json("environment", environment())
         try:
-            box = _start_boxed(run, in_run(run, prepared.found), prepared.config, store, own_session)
+            box = _start_boxed(run, in_run(run, prepared.found), config.model.trust_sha256, store, own_session)
         except ValueError:  # its code may not run here
             if is_new:
                 remove_tree(run.path)
@@ -146,12 +147,21 @@ def prepare_inline(config: RunConfig) -> RunConfig:
             f"consent to it with --trust-sha256 {found.sha256}"
         )
     run.check_settings(prepared.config)
-    run.check_data(open_store(prepared.config.data).fingerprint)
+    store = _open_data(prepared)
+    run.create(prepared.config)
+    remember_store(run, store)
     if found is not None:
-        run.create(prepared.config)
         place(prepared)
         consents(in_run(run, found), config.model.trust_sha256)
     return prepared.config
+
+
+def _open_data(prepared: Prepared, progress: Progress | None = None) -> TokenStore:
+    """The run's tokens, made now if need be: the worker that reads them has neither network nor the text."""
+    store = open_store(prepared.config.data, prepared.own_tokenizer, progress)
+    prepared.check_tokenizer(store.tokenizer)
+    RunFolder(prepared.config.run_dir).check_data(store.fingerprint)
+    return store
 
 
 def in_run(run: RunFolder, found: FoundModel) -> FoundModel:
@@ -159,14 +169,14 @@ def in_run(run: RunFolder, found: FoundModel) -> FoundModel:
     return replace(found, where=str(run.path / SOURCE))
 
 
-def _start_boxed(run: RunFolder, found: FoundModel, config: RunConfig, store: TokenStore, own_session: bool) -> Box:
+def _start_boxed(run: RunFolder, found: FoundModel, trust_sha256: str, store: TokenStore, own_session: bool) -> Box:
     with run.log.open("ab") as log:
         return start_for(
             found,
-            config.model.trust_sha256,
+            trust_sha256,
             "utils.jobs.worker:main",
             {"folder": str(run.path.resolve()), "where": os.getcwd()},
-            read=[store.folder, *([Path(config.data.path)] if config.data.path else [])],
+            read=[store.folder],
             write=[run.path],
             limits=Limits(memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
             stdout=log,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.schema import BUILT_IN, RunConfig
-from utils.data.tokenizer import tokens_needed
+from utils.data.tokenizer import Tokenizer, tokens_needed
 from utils.jobs.describe import clean_facts, describe_model
 from utils.jobs.find_model import FoundModel, find_model, links
+from utils.jobs.prepare_data import prepare_data
 from utils.models.diagnose import diagnose
 from utils.models.findings import ExportError, Finding
 from utils.models.source import PUBLISHED, check_files
@@ -22,7 +23,8 @@ from utils.runs.model_folder import model_folder
 from utils.runtime.files import fsync_folder, sha256_file
 
 OF_A_RUN = ("optimizer.safetensors", "trainer.json", "MANIFEST.json")  # what a checkpoint has beside the model
-BYTES = 256  # the tokens a byte or bpe tokenizer has at least
+BYTES = 256  # the tokens a byte or a trained tokenizer has at least
+TRAINED = ("bpe", "wordpiece", "unigram")
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,29 @@ class Prepared:
     notes: tuple[str, ...] = ()
     """Which settings were changed to fit it, and what is odd about it; empty for a run that goes on."""
 
+    @property
+    def own_tokenizer(self) -> Path | None:
+        """The folder with the tokenizer that the model came with; an export comes with none."""
+        return own_tokenizer(self.found)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise ValueError if the model has no row for some of the tokens."""
+        if self.facts is not None:
+            check_rows(str(self.facts["task"]), int(self.facts["vocab_size"]), tokenizer)
+
 
 def prepare(config: RunConfig) -> Prepared:
-    """Fetch and look at the model that `config` names, and fit the settings to it; a built-in needs nothing.
+    """Fetch and look at the model that `config` names, fit the settings to it, and pin the data.
 
     Raises ValueError or FileNotFoundError (an ExportError for a broken export) with what is wrong and what to do.
     """
-    if config.model.kind in BUILT_IN:
-        return Prepared(config)
     run = RunFolder(config.run_dir)
+    was = run.config() if run.exists() else None
+    if config.model.kind in BUILT_IN:
+        data, notes = prepare_data(config.data, None, was and was.data)
+        return Prepared(config.model_copy(update={"data": data}), notes=() if was else notes)
     known = run.read_json("source")
-    if known and run.exists() and run.config().model.ref == config.model.ref:
+    if known and was and was.model.ref == config.model.ref:
         found, odd = FoundModel(config.model.ref, config.model.kind, str(run.path / SOURCE)), []
         try:
             _check_unchanged(run, dict(known["files"]))
@@ -60,12 +74,33 @@ def prepare(config: RunConfig) -> Prepared:
         facts = describe_model(found, config.model.trust_sha256)
         revision = found.source.revision if found.source else ""
         odd += [Finding(**finding) for finding in facts.get("findings", ())]
-    fitted, notes = fit(config, facts)
-    notes += tuple(f"warning: {finding}" for finding in odd)
-    if run.exists():
-        notes = ()  # said when it began
+    data, notes = prepare_data(config.data, own_tokenizer(found), was and was.data)
+    fitted, changes = fit(config.model_copy(update={"data": data}), facts)
+    notes += changes + tuple(f"warning: {finding}" for finding in odd)
     model = fitted.model.model_copy(update={"revision": revision})
+    notes = () if was else notes  # said when it began
     return Prepared(fitted.model_copy(update={"model": model}), found, facts, notes)
+
+
+def own_tokenizer(found: FoundModel | None) -> Path | None:
+    """The folder of a model that comes with a tokenizer: one of the Hub, or of ours."""
+    return Path(found.where) if found is not None and found.kind in ("hub", "folder") else None
+
+
+def check_rows(task: str, rows: int, tokenizer: Tokenizer) -> None:
+    """Raise ValueError if a table of `rows` has no row for some token, or for the mask that a masked model needs."""
+    size = tokenizer.vocab_size
+    needed = size if tokenizer.mask_id is not None else tokens_needed(task, size)
+    if rows < size:
+        raise ValueError(
+            f"the model has a table of {rows:,} tokens and the tokenizer needs {size:,}: "
+            "lower data.vocab_size, or choose another data.tokenizer"
+        )
+    if rows < needed:
+        raise ValueError(
+            f"data.task={task} needs {needed:,} tokens, the mask being the last, and the model's table has {rows:,}: "
+            f"lower data.vocab_size to {rows - 1}"
+        )
 
 
 def place(prepared: Prepared) -> None:
@@ -93,11 +128,11 @@ def fit(config: RunConfig, facts: dict[str, Any]) -> tuple[RunConfig, tuple[str,
     data, rows, longest = config.data, int(facts["vocab_size"]), int(facts["block_size"])
     room = rows - tokens_needed(str(facts["task"]), 0)
     changes: dict[str, Any] = {}
-    if data.tokenizer in ("bpe", "byte") and room < BYTES:
+    if data.tokenizer in (*TRAINED, "byte") and room < BYTES:
         changes["tokenizer"] = "char"
-    elif data.tokenizer == "bpe" and room == BYTES:
+    elif data.tokenizer in TRAINED and room == BYTES:
         changes["tokenizer"] = "byte"
-    elif data.tokenizer == "bpe" and data.vocab_size > room:
+    elif data.tokenizer in TRAINED and not 0 < data.vocab_size <= room:
         changes["vocab_size"] = room
     if data.seq_len > longest:
         changes["seq_len"] = longest

@@ -33,13 +33,19 @@ class AdaptedModel(nn.Module):
     What it takes and returns was found by probing it once; a forward pass only follows that.
     """
 
+    packs_documents = False  # nobody can tell a stranger's attention where a document ends
+
     aux_loss: Tensor | None
     """The sum of the auxiliary losses of the last forward pass, a scalar with a gradient; None without any."""
 
-    def __init__(self, inner: nn.Module, found: Probe, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, inner: nn.Module, found: Probe, notes: tuple[str, ...] = (), start_id: int | None = None
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.task: str = found.task
+        self.n_classes: int = found.n_classes if found.task == "classification" else 0
+        self.start_id: int | None = start_id if found.task == "seq2seq" else None
         self.shape = Limits(found.vocab_size, found.block_size)
         self.supports_attention_mask: bool = found.masks
         self.notes: tuple[str, ...] = (*notes, *found.notes)
@@ -100,6 +106,8 @@ class AdaptedModel(nn.Module):
             "task": self.task,
             "vocab_size": self.shape.vocab_size,
             "block_size": self.shape.block_size,
+            "n_classes": self.n_classes,
+            "start_id": self.start_id,
             "inputs": [name for name in (self._call.source, self._call.target) if name],
             "mask": self._call.mask if self.supports_attention_mask else "",
             "output": self._output.kind,
@@ -121,7 +129,8 @@ def load_export(folder: Path, seed: int = 0) -> AdaptedModel:
     global random state is as it was. Raises ExportError with findings (code, line, likely fix) where it cannot work.
     """
     module, config, notes = build_export(Path(folder), seed)
-    return AdaptedModel(module, probe(module, config, seed=seed), tuple(notes))
+    found = probe(module, config, seed=seed)
+    return AdaptedModel(module, found, tuple(notes), start_id_in(config, found.vocab_size))
 
 
 def adapt(module: nn.Module, config: Mapping[str, Any], task: str | None = None) -> AdaptedModel:
@@ -131,4 +140,17 @@ def adapt(module: nn.Module, config: Mapping[str, Any], task: str | None = None)
     "classification" where that is known better than probing tells. Raises ExportError, and ValueError for an
     unknown task.
     """
-    return AdaptedModel(module, probe(module, config, task))
+    found = probe(module, config, task)
+    return AdaptedModel(module, found, start_id=start_id_in(config, found.vocab_size))
+
+
+def start_id_in(config: Mapping[str, Any], vocab_size: int) -> int | None:
+    """The token a decoder begins with, if a config names one that there is: `decoder_start_token_id`, as transformers'.
+
+    A T5 that names none begins with its padding (Raffel et al. 2020, https://arxiv.org/abs/1910.10683).
+    """
+    wanted = config.get("decoder_start_token_id")
+    if wanted is None and config.get("model_type") in ("t5", "mt5", "umt5", "longt5"):
+        wanted = config.get("pad_token_id")
+    is_id = isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < vocab_size
+    return wanted if is_id else None

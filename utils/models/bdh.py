@@ -5,6 +5,7 @@ shape: each product is then one batched product over H, and no weight is copied 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from utils.config.schema import ModelShape
 from utils.models.bdh_state import BDHState
+from utils.models.documents import check_documents, positions
 
 INIT_STD = 0.02
 NEURONS_PER_CHANNEL = 128
@@ -21,6 +23,32 @@ SHORTEST_CHUNK = 256
 FEW = 0.1  # share of neurons up to which picking the rows of active ones beats reading all rows (measured on a CPU)
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine
+
+
+class Apart(NamedTuple):
+    """What keeps the documents of a chunk apart from one another, and from those of the chunk before."""
+
+    place: Tensor
+    """(B, T): where each token stands in its document."""
+    same: Tensor
+    """(B, T, T): whether two tokens are of one document."""
+    carried: Tensor
+    """(B, T, 1): whether a token's document began before this chunk: only then is the state so far of it."""
+    last: Tensor
+    """(B, T, 1): whether it is the chunk's last document, the only one that a later chunk can go on with."""
+    stays: Tensor
+    """(B, 1, 1): whether that one began before this chunk, so that the state so far is part of the next."""
+
+
+def chunks_apart(documents: Tensor, size: int) -> list[Apart]:
+    """The documents (B, T) of a row in chunks of `size` tokens."""
+    before, found = torch.full_like(documents[:, :1], -1), []
+    for place, here in zip(positions(documents).split(size, 1), documents.split(size, 1), strict=True):
+        last, carried = here[:, -1:], here == before
+        same = here[:, :, None] == here[:, None]
+        found.append(Apart(place, same, carried[..., None], (here == last)[..., None], (last == before)[..., None]))
+        before = last
+    return found
 
 
 def rotary_phases(n_neuron: int, start: int, length: int, device: torch.device) -> Tensor:
@@ -38,7 +66,7 @@ def rotary_phases(n_neuron: int, start: int, length: int, device: torch.device) 
 
 def rotate(u: Tensor, rotation: Rotation) -> Tensor:
     """Turn neighbours 2i and 2i + 1 by their angle: u1 cos - u2 sin, u2 cos + u1 sin."""
-    cos, sin = rotation  # (T, N/2) each
+    cos, sin = rotation  # (T, N/2) each, or (B, T, N/2)
     u1, u2 = u[..., ::2], u[..., 1::2]
     return torch.stack((u1 * cos - u2 * sin, u2 * cos + u1 * sin), dim=-1).flatten(-2).type_as(u)
 
@@ -59,6 +87,7 @@ class BDH(nn.Module):
     """
 
     task = "causal"
+    packs_documents = True
     unbounded = True
 
     def __init__(self, shape: ModelShape) -> None:
@@ -93,7 +122,7 @@ class BDH(nn.Module):
         H, D, _ = self.encoder.shape
         return BDHState(self.shape.n_layer, batch, H, self.n_neuron, D, self.encoder.dtype, self.encoder.device)
 
-    def forward(self, input_ids: Tensor, cache: BDHState | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: BDHState | None = None, documents: Tensor | None = None) -> Tensor:
         """Score every possible next token after every token.
 
         `input_ids` is (B, T) int64 of any length; the result is (B, T, V), unnormalised log-probabilities.
@@ -101,33 +130,46 @@ class BDH(nn.Module):
         A `cache` (from `new_cache`) holds the sums of `cache.length` earlier tokens, which `input_ids` continue;
         these tokens are added to it. A text longer than a chunk is read chunk by chunk with such a state between
         them, so memory grows with T, not with its square.
+
+        `documents`, (B, T) as in `utils/models/documents.py`, keeps the documents of a row apart: each is scored as if
+        it stood alone. Not together with a cache (ValueError).
         """
-        chunks = input_ids.split(self.chunk, dim=1)
+        chunks, apart = input_ids.split(self.chunk, dim=1), None
+        if documents is not None:
+            check_documents(documents, input_ids, cache)
+            apart = chunks_apart(documents, self.chunk)
         if cache is None and len(chunks) > 1:
             cache = self.new_cache(len(input_ids))
         # What a layer computes is some 20 times wider than the state it starts from: of a long text only the states
         # are kept for the backward pass, and the layers computed again.
         again = len(chunks) > 1 and torch.is_grad_enabled()
-        return torch.cat([self._read(chunk, cache, again) for chunk in chunks], dim=1)  # (B, T, V)
+        read = [self._read(chunk, cache, again, apart and apart[i]) for i, chunk in enumerate(chunks)]
+        return torch.cat(read, dim=1)  # (B, T, V)
 
-    def _read(self, input_ids: Tensor, cache: BDHState | None, again: bool) -> Tensor:
-        start = 0 if cache is None else cache.length
-        rotation = self.rotation(start, input_ids.shape[1])
+    def _read(self, input_ids: Tensor, cache: BDHState | None, again: bool, apart: Apart | None) -> Tensor:
+        start, length = 0 if cache is None else cache.length, input_ids.shape[1]
+        if apart is None:
+            rotation = self.rotation(start, length)
+        else:  # places of tokens that read on are beyond the chunk's length
+            cos, sin = self.rotation(0, start + length)
+            rotation = cos[apart.place], sin[apart.place]  # (B, T, N/2) each
         x = norm(self.embed(input_ids))  # (B, T, D)
         for layer in range(self.shape.n_layer):
             state = None if cache is None else cache.sums[layer]
             if again:
-                x, state = checkpoint(self._layer, x, rotation, state, start == 0, use_reentrant=False)
+                x, state = checkpoint(self._layer, x, rotation, state, start == 0, apart, use_reentrant=False)
             else:
-                x, state = self._layer(x, rotation, state, start == 0)
+                x, state = self._layer(x, rotation, state, start == 0, apart)
             if cache is not None:
                 cache.sums[layer] = state
         if cache is not None:
-            cache.advance(input_ids.shape[1])
+            cache.advance(length)
         return x @ self.lm_head  # (B, T, V)
 
-    def _layer(self, x: Tensor, rotation: Rotation, state: Tensor | None, first: bool) -> tuple[Tensor, Tensor | None]:
-        u, y, state = self.neurons(x, rotation, state, first)
+    def _layer(
+        self, x: Tensor, rotation: Rotation, state: Tensor | None, first: bool, apart: Apart | None
+    ) -> tuple[Tensor, Tensor | None]:
+        u, y, state = self.neurons(x, rotation, state, first, apart)
         return self.mix(x, u, y), state
 
     def rotation(self, start: int, length: int) -> Rotation:
@@ -138,7 +180,7 @@ class BDH(nn.Module):
         return phases.cos(), phases.sin()
 
     def neurons(
-        self, x: Tensor, rotation: Rotation, state: Tensor | None, first: bool
+        self, x: Tensor, rotation: Rotation, state: Tensor | None, first: bool, apart: Apart | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the neurons of a layer say, (H, B, T, N) each: u of the token, y of what it gathered.
 
@@ -146,7 +188,7 @@ class BDH(nn.Module):
         are zero on the `first` tokens. The third result are the sums with these tokens.
         """
         u = F.relu(self._per_head(x.expand(self.shape.n_head, -1, -1, -1), self.encoder))
-        a, state = gather(rotate(u, rotation), x, state, first)  # (H, B, T, D)
+        a, state = gather(rotate(u, rotation), x, state, first, apart)  # (H, B, T, D)
         y = F.relu(self._per_head(norm(a).type_as(x), self.encoder_v))
         return u, y, state
 
@@ -170,19 +212,27 @@ def _drop_frequencies(_: nn.Module, weights: dict[str, Tensor], prefix: str, *__
     weights.pop(prefix + "attn.freqs", None)
 
 
-def gather(q: Tensor, x: Tensor, state: Tensor | None, first: bool) -> tuple[Tensor, Tensor | None]:
+def gather(
+    q: Tensor, x: Tensor, state: Tensor | None, first: bool, apart: Apart | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Each token's sum of (q_t . q_s) x_s over all s before it, (H, B, T, D), and the state with these tokens.
 
     Within these tokens that is the sum itself; earlier ones come in through `state` (H, B, N, D), the sum of
-    q_s (outer) x_s. No softmax and no scale, and queries are keys, so both ways give the same.
+    q_s (outer) x_s. No softmax and no scale, and queries are keys, so both ways give the same. With `apart` the sums
+    are over the token's own document, and the state is of the last one.
     """
     H, _, T, _ = q.shape
     values = x.expand(H, -1, -1, -1)
     a = torch.zeros((), dtype=x.dtype, device=x.device).expand(values.shape)
     if T > 1:
-        a = (q @ q.mT).tril(-1).type_as(q) @ values.type_as(q)  # (H, B, T, D)
+        scores = (q @ q.mT).tril(-1)  # (H, B, T, T)
+        scores = scores if apart is None else scores * apart.same
+        a = scores.type_as(q) @ values.type_as(q)  # (H, B, T, D)
     if state is None:
         return a, None
+    if apart is not None:
+        a = a if first else a + (q.type_as(state) @ state) * apart.carried
+        return a, state * apart.stays + q.mT @ (values * apart.last).type_as(q)
     if torch.is_grad_enabled():
         # Added outside the product: under autocast the product is in half precision, the sum never.
         a = a if first else a + q.type_as(state) @ state

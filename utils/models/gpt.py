@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.config.schema import ModelShape
+from utils.models.documents import check_documents, positions, same_document
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -80,6 +81,7 @@ class GPT(nn.Module):
     """
 
     task = "causal"
+    packs_documents = True
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -105,7 +107,7 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, input_ids: Tensor, cache: Any = None) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: Any = None, documents: Tensor | None = None) -> Tensor:
         """Score every possible next token after every token.
 
         `input_ids` is (B, T) int64; the result is (B, T, V), unnormalised log-probabilities.
@@ -113,6 +115,9 @@ class GPT(nn.Module):
         A `cache` holds the keys and values of `cache.length` earlier tokens, which `input_ids` continue. It
         has `update(layer, k, v)`, which stores (B, H, T, D) each and returns all stored so far, (B, H, S, D)
         each; and `advance(T)`, called once at the end of a forward, which adds T to `length`.
+
+        `documents`, (B, T) as in `utils/models/documents.py`, keeps the documents of a row apart: each is scored as if
+        it stood alone. Not together with a cache.
 
         Raises ValueError if the text, with what is cached, is longer than `shape.block_size`.
         """
@@ -125,7 +130,12 @@ class GPT(nn.Module):
         mask = None  # is_causal says it too, and faster, but only when nothing is cached
         if start and T > 1:
             mask = torch.ones(T, end, dtype=torch.bool, device=input_ids.device).tril(start)  # (T, S)
-        x = self.token_embedding(input_ids) + self.position_embedding.weight[start:end]  # (B, T, C)
+        places = self.position_embedding.weight[start:end]  # (T, C)
+        if documents is not None:
+            check_documents(documents, input_ids, cache)
+            mask = same_document(documents).tril()  # (B, 1, T, T)
+            places = self.position_embedding(positions(documents))  # (B, T, C)
+        x = self.token_embedding(input_ids) + places  # (B, T, C)
         x = F.dropout(x, self.shape.dropout, self.training)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)

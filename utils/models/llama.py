@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.config.schema import ModelShape
+from utils.models.documents import check_documents, positions, same_document
 
 NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -59,13 +60,15 @@ class Attention(nn.Module):
         q, k, v = qk[:, :H], qk[:, H:], v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, K, S, D) each
+        if mask is not None and mask.dim() == 4:  # documents: no fast kernel takes such a mask and grouped heads
+            k, v = (each.repeat_interleave(H // K, dim=1) for each in (k, v))  # (B, H, T, D) each
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             is_causal=mask is None and T > 1,
-            enable_gqa=K < H,
+            enable_gqa=k.shape[1] < H,
             dropout_p=self.dropout if self.training else 0.0,
         )  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
@@ -110,6 +113,7 @@ class Llama(nn.Module):
     """
 
     task = "causal"
+    packs_documents = True
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -139,7 +143,7 @@ class Llama(nn.Module):
                 into_residual = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(p, std=residual_std if into_residual else std)
 
-    def forward(self, input_ids: Tensor, cache: Any = None) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: Any = None, documents: Tensor | None = None) -> Tensor:
         """Score every possible next token after every token.
 
         `input_ids` is (B, T) int64; the result is (B, T, V), unnormalised log-probabilities.
@@ -148,6 +152,9 @@ class Llama(nn.Module):
         has `update(layer, k, v)`, which stores (B, K, T, D) each and returns all stored so far, (B, K, S, D)
         each; and `advance(T)`, called once at the end of a forward, which adds T to `length`. Keys are stored
         rotated.
+
+        `documents`, (B, T) as in `utils/models/documents.py`, keeps the documents of a row apart: each is scored as if
+        it stood alone. Not together with a cache.
 
         Raises ValueError if the text, with what is cached, is longer than `shape.block_size`.
         """
@@ -161,6 +168,10 @@ class Llama(nn.Module):
         if start and T > 1:
             mask = torch.ones(T, end, dtype=torch.bool, device=input_ids.device).tril(start)  # (T, S)
         rotation = self.cos[start:end], self.sin[start:end]  # (T, 1, D) each
+        if documents is not None:
+            check_documents(documents, input_ids, cache)
+            mask, place = same_document(documents).tril(), positions(documents)  # (B, 1, T, T), (B, T)
+            rotation = self.cos[place], self.sin[place]  # (B, T, 1, D) each
         x = F.dropout(self.token_embedding(input_ids), self.shape.dropout, self.training)  # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, mask, cache, layer)

@@ -1,5 +1,6 @@
 """The front door: a config and a vocabulary in, a new model out; the same seed, the same weights."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -15,17 +16,18 @@ from utils.runtime.randomness import derive_seed
 def resolve_shape(config: ModelConfig, vocab_size: int) -> ModelConfig:
     """The config with its vocabulary filled in: `vocab_size` is the tokenizer's, in tokens.
 
-    A larger table than the tokenizer needs is kept (some round it up for speed); a model from elsewhere has its own.
-    Raises ValueError if the table is smaller, for then some tokens would have no row.
+    A larger table than the tokenizer needs is kept, and `shape.pad_vocab_to` rounds up one that is not given; a model
+    from elsewhere has its own. Raises ValueError if the table is smaller, for then some tokens would have no row.
     """
-    rows = config.shape.vocab_size
+    shape = config.shape
     if config.kind not in BUILT_IN:
         return config
-    if rows == 0:
-        return config.model_copy(update={"shape": config.shape.model_copy(update={"vocab_size": vocab_size})})
-    if rows < vocab_size:
+    if shape.vocab_size == 0:
+        rows = shape.pad_vocab_to * math.ceil(vocab_size / shape.pad_vocab_to)
+        return config.model_copy(update={"shape": shape.model_copy(update={"vocab_size": rows})})
+    if shape.vocab_size < vocab_size:
         raise ValueError(
-            f"model.shape.vocab_size={rows} is smaller than the tokenizer's vocabulary of {vocab_size}: "
+            f"model.shape.vocab_size={shape.vocab_size} is smaller than the tokenizer's vocabulary of {vocab_size}: "
             f"set it to 0 (exactly the tokenizer's) or to at least {vocab_size}"
         )
     return config

@@ -196,7 +196,7 @@ def _read_vocabulary(
         and not _joined(shape, length, sizes)
         and (task == "classification" or size not in sizes)
     ):
-        found.task, found.vocab_size = "classification", rows or promised
+        found.task, found.vocab_size, found.n_classes = "classification", rows or promised, size
         _try_last_id(found, ids)
         return
     if shape[:-1] not in ((batch, length), (batch, 1), (batch,)) or _joined(shape, length, sizes):

@@ -33,6 +33,7 @@ class Probe:
     task: str = "causal"
     vocab_size: int = 0
     block_size: int = 0
+    n_classes: int = 0  # of a text, where it is given one
     masks: bool = False
     changes_ids: bool = False
     notes: list[str] = field(default_factory=list)

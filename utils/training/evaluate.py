@@ -1,4 +1,4 @@
-"""How good is a model on the validation text? Disturbs nothing: no random draw, no gradient, same mode after."""
+"""How good is a model on text it has not learned? Disturbs nothing: no random draw, no gradient, same mode after."""
 
 import math
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from utils.data.tasks import TaskBatches
+from utils.data.tasks import Batch, TaskBatches
 from utils.training.loss import count_correct, token_loss
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over every counted token."""
+    """Means over every counted label: a token, or a text's class."""
 
-    loss: float  # nats per token
-    accuracy: float  # share of tokens that were the model's first guess
-    tokens: int
+    loss: float  # nats per label
+    accuracy: float  # share of labels that were the model's first guess
+    tokens: int  # how many labels
 
     def bits_per_byte(self, bytes_per_token: float) -> float:
         """The loss in bits per UTF-8 byte, comparable between tokenizers."""
@@ -32,7 +32,10 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[object]],
     stop: Callable[[], object] = lambda: None,
 ) -> Evaluation | None:
-    """Loss and accuracy over all of `batches`; None when `stop()` became true on the way."""
+    """Loss and accuracy over all of `batches`; None when `stop()` became true on the way.
+
+    Raises ValueError where they hold nothing to predict.
+    """
     training = model.training
     model.eval()
     loss, right, tokens = 0.0, 0, 0
@@ -40,13 +43,29 @@ def evaluate(
         for i in range(len(batches)):
             if stop():
                 return None
-            inputs, labels = batches.batch(i)
-            labels = labels.to(device)
+            batch = batches.batch(i)
+            labels = batch.labels.to(device)
             with torch.inference_mode(), autocast():
-                logits = model(*(ids.to(device) for ids in inputs))
+                logits = logits_of(model, batch, device)
                 loss += token_loss(logits, labels)[0].item()
                 hits, counted = count_correct(logits, labels)
             right, tokens = right + hits, tokens + counted
     finally:
         model.train(training)
+    if not tokens:
+        raise ValueError("there is nothing to predict in the text for evaluation: no token of it counts")
     return Evaluation(loss / tokens, right / tokens, tokens)
+
+
+def logits_of(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    """What the model says to a batch, wherever the batch is: (B, T, V), or (B, K) of classes."""
+    inputs = (ids.to(device, non_blocking=True) for ids in batch.inputs)
+    extra = {name: value.to(device, non_blocking=True) for name, value in batch.extra.items()}
+    return model(*inputs, **extra)
+
+
+def count_tokens(batch: Batch) -> int:
+    """How many tokens a model reads in a batch; what only fills up rows is left out where the batch says so."""
+    first, *others = batch.inputs
+    real = batch.extra.get("documents", batch.extra.get("attention_mask"))
+    return sum(ids.numel() for ids in others) + (first.numel() if real is None else int(real.count_nonzero()))

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from utils.config.load import config_hash
-from utils.config.schema import BUILT_IN, RunConfig
-from utils.data.batches import EvalBatches, TrainBatches
-from utils.data.tasks import TaskBatches
-from utils.data.token_store import TokenStore, open_store
+from utils.config.schema import BUILT_IN, DataConfig, RunConfig
+from utils.data.run_store import remembered_store
+from utils.data.tasks import build_batches
+from utils.data.token_store import TokenStore, for_settings, open_store
 from utils.data.tokenizer import load_tokenizer, tokens_needed
 from utils.inference.generate import generate_text, task_of
 from utils.models.folder import read_config
@@ -44,16 +44,17 @@ def run_training(
     """
     run = RunFolder(config.run_dir)
     run.check_settings(config)
-    store = open_store(config.data)
+    source = None if config.model.kind in BUILT_IN else run.path / SOURCE
+    if source and not source.is_dir():
+        raise ValueError(f"{source} is missing: start a run of model.kind={config.model.kind} with `tbt train`")
+    known = remembered_store(run)
+    store = for_settings(known, config.data) if known else open_store(config.data, source)
     run.check_data(store.fingerprint)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     if config.model.kind == "bdh" and config.train.precision == "auto" and precision == "fp16":
         precision = "fp32"  # its sums over a text are not scaled down, and fp16 ends at 65504
     model_config = resolve_shape(config.model, store.tokenizer.vocab_size)
-    source = None if config.model.kind in BUILT_IN else run.path / SOURCE
-    if source and not source.is_dir():
-        raise ValueError(f"{source} is missing: start a run of model.kind={config.model.kind} with `tbt train`")
     if source and config.model.kind == "folder":
         model_config = read_config(source)
     run.create(config)
@@ -63,21 +64,30 @@ def run_training(
         set_deterministic(config.train.deterministic)
         vocab_size = store.tokenizer.vocab_size
         model = load_model(config.model, vocab_size, config.train.seed, source)
-        task = choose_task(config.data.task, model, vocab_size)
+        task = choose_task(config.data, model, store)
         recorder = Recorder(run)
         if source and config.model.kind == "folder":
             _check_tokenizer(source, store, config)
             source = source / SOURCE if (source / SOURCE).is_dir() else None
         checkpointer = Checkpointer(run.checkpoints, model_config, store.tokenizer, config.checkpoint.keep_last, source)
-        batch_size, seq_len = config.train.batch_size, config.data.seq_len
-        train = TrainBatches(store.train, seq_len, batch_size, config.train.seed)
-        val = EvalBatches(store.val, seq_len, batch_size, config.train.eval_batches)
-        masks = config.data.mask_fraction
+        train, val = build_batches(
+            store,
+            config.data,
+            config.train.batch_size,
+            config.train.grad_accum_steps,
+            config.train.seed,
+            task,
+            packs_documents=getattr(model, "packs_documents", False),
+            supports_attention_mask=getattr(model, "supports_attention_mask", False),
+            start_id=getattr(model, "start_id", None),
+            n_classes=getattr(model, "n_classes", 0),
+            eval_batches=config.train.eval_batches,
+        )
         trainer = Trainer(
             model.to(device),
             config.train,
-            TaskBatches(train, task, config.train.seed, vocab_size, masks),
-            TaskBatches(val, task, 0, vocab_size, masks),
+            train,
+            val,
             recorder,
             device,
             precision,
@@ -86,7 +96,7 @@ def run_training(
             sample=_sampler(store, config, recorder, task),
             stop=stop,
             floor=store.entropy_floor if task == "causal" and not config.train.eval_batches else None,
-            bytes_per_token=store.bytes_per_token() if task == "causal" else None,
+            bytes_per_token=store.bytes_per_token() if task == "causal" and store.kind == "text" else None,
         )
         level = _write_meta(run, config, store, device, precision, task)
         try:
@@ -104,19 +114,22 @@ def run_training(
             recorder.close()
 
 
-def choose_task(wanted: str, model: torch.nn.Module, vocab_size: int) -> str:
+def choose_task(data: DataConfig, model: torch.nn.Module, store: TokenStore) -> str:
     """The task to train: what `data.task` says, or what the model is made for. Raises ValueError if it can't be."""
-    made_for = task_of(model)
-    task = made_for if wanted == "auto" else wanted
-    if made_for == "classification":
-        raise ValueError("this model is a classifier, and no data.source gives labelled text: it can only be validated")
+    made_for, tokenizer = task_of(model), store.tokenizer
+    task = made_for if data.task == "auto" else data.task
     if task != made_for:
         raise ValueError(f"data.task={task} does not fit this model, which is made for {made_for}: use data.task=auto")
-    needed = tokens_needed(task, vocab_size)
-    if model.shape.vocab_size < needed:
+    if task == "classification" and store.kind != "labelled":
+        raise ValueError(
+            "this model is a classifier, and these documents have no labels: data.label_field=COLUMN names theirs "
+            "(sources csv, jsonl, parquet, hub)"
+        )
+    rows = model.shape.vocab_size
+    if task == "masked" and tokenizer.mask_id is None and rows < (needed := tokens_needed(task, tokenizer.vocab_size)):
         raise ValueError(
             f"data.task={task} needs {needed} tokens, the mask being the last, and the model's table has "
-            f"{model.shape.vocab_size}: lower data.vocab_size to {model.shape.vocab_size - 1}"
+            f"{rows}: lower data.vocab_size to {rows - 1}"
         )
     return task
 
@@ -188,6 +201,8 @@ def _mark_best(checkpointer: Checkpointer, progress: Progress) -> None:
 
 def _sampler(store: TokenStore, config: RunConfig, recorder: Recorder, task: str) -> Callable[[Trainer], None]:
     t = config.train
+    if task == "classification":  # says what a text is, and writes none
+        return lambda trainer: None
     unknown = store.tokenizer.unknown_characters(t.sample_prompt)
     if t.sample_every and unknown:
         raise ValueError(f"train.sample_prompt has characters the training text lacks: {unknown!r}")
@@ -231,6 +246,7 @@ def _write_meta(
             "task": task,
             "source": run.read_json("source").get("source"),  # where a model from elsewhere came from
             "data": store.fingerprint,
+            "data_made_of": store.info["made_of"],
             "tokenizer": store.tokenizer.fingerprint,
             "made_with": made_with,
         }

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from utils.config.schema import TrainConfig
 from utils.data.tasks import TaskBatches
 from utils.runs.recorder import Recorder
 from utils.runtime.randomness import derive_seed
-from utils.training.evaluate import evaluate
+from utils.training.evaluate import count_tokens, evaluate, logits_of
 from utils.training.loss import count_labels, perplexity, token_loss
 from utils.training.optim import build_optimizer
 from utils.training.precision import autocast_for, build_scaler
@@ -33,6 +34,7 @@ class Progress:
     best_val_loss: float | None = None
     val_loss: float | None = None  # of the last evaluation, in nats per token
     train_loss: float | None = None  # of the last step, in nats per token
+    tokens: int = 0  # that the model has read in training, what only fills up rows left out
     bad_evals: int = 0  # evaluations in a row that were no better
     stopped_early: bool = False
 
@@ -44,6 +46,15 @@ class TrainResult:
     status: str  # completed or interrupted
     progress: Progress
     signal: int | None = None
+
+
+class Step(NamedTuple):
+    """What one optimizer step was."""
+
+    loss: float  # nats per label
+    norm: float  # of the gradient over all parameters, before clipping
+    rate: float  # learning rate
+    tokens: int  # read, what only fills up rows left out
 
 
 class Trainer:
@@ -69,8 +80,9 @@ class Trainer:
         self.model, self.config, self.train, self.val, self.recorder = model, config, train, val, recorder
         self.device, self.save, self.sample, self.stop, self.floor = device, save, sample, stop, floor
         self.keep_best, self.bytes_per_token = keep_best, bytes_per_token
-        self.tokens_per_step = train.tokens_per_batch * config.grad_accum_steps
-        wanted = config.epochs * train.tokens_per_epoch / self.tokens_per_step
+        self.tokens_per_step = train.tokens_per_batch * config.grad_accum_steps  # at most: rows may be shorter
+        self.examples_per_step = config.batch_size * config.grad_accum_steps
+        wanted = config.epochs * train.examples_per_epoch / self.examples_per_step
         self.total_steps = config.max_steps or max(1, math.ceil(wanted))
         self.optimizer = build_optimizer(model, config)
         self.autocast = autocast_for(precision, device)
@@ -98,8 +110,8 @@ class Trainer:
                 self.save(self, improved and self.keep_best)
         return TrainResult("completed" if self.finished else "interrupted", self.progress, signal)
 
-    def train_step(self, step: int) -> tuple[float, float, float]:
-        """Optimizer step number `step` (from 0): (loss in nats per token, gradient norm, learning rate).
+    def train_step(self, step: int) -> Step:
+        """Do optimizer step number `step` (from 0).
 
         What a model returns beside its logits to be made small (`aux_loss`, mean over the micro-batch) is added to
         what is differentiated, and is no part of the loss given back.
@@ -109,14 +121,15 @@ class Trainer:
             group["lr"] = rate
         accumulate = self.config.grad_accum_steps
         batches = [self.train.batch(step * accumulate + i) for i in range(accumulate)]
-        # All micro-batches are weighed by the tokens of the whole step, so 1 x 8 and 8 x 1 are the same step.
-        tokens = sum(int(count_labels(labels)) for _, labels in batches)
+        # All micro-batches are weighed by the labels of the whole step, so 1 x 8 and 8 x 1 are the same step. Chats cut
+        # short may hold no answer at all: such a step has nothing to learn from.
+        labels = max(1, sum(int(count_labels(batch.labels)) for batch in batches))
         loss = torch.zeros((), device=self.device)
-        for i, (inputs, labels) in enumerate(batches):
+        for i, batch in enumerate(batches):
             torch.manual_seed(derive_seed(self.config.seed, "dropout", step, i))
             with self.autocast():
-                logits = self.model(*(ids.to(self.device, non_blocking=True) for ids in inputs))
-                part = token_loss(logits, labels.to(self.device, non_blocking=True))[0] / tokens
+                logits = logits_of(self.model, batch, self.device)
+                part = token_loss(logits, batch.labels.to(self.device, non_blocking=True))[0] / labels
             aux = getattr(self.model, "aux_loss", None)
             self.scaler.scale(part if aux is None else part + aux.float() / accumulate).backward()
             loss += part.detach()
@@ -130,22 +143,23 @@ class Trainer:
         self.scaler.step(self.optimizer)  # fp16: left out, and the scale lowered, when a gradient overflowed
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.item(), norm.item(), rate
+        return Step(loss.item(), norm.item(), rate, sum(map(count_tokens, batches)))
 
     def _step_and_record(self) -> None:
         """One optimizer step, its row of metrics and the state."""
         self._clock.start_step()
-        loss, norm, rate = self.train_step(self.progress.step)
-        self._clock.end_step()
+        done = self.train_step(self.progress.step)
+        self._clock.end_step(done.tokens)
         self.progress.step += 1
-        self.progress.settled, self.progress.train_loss = False, loss
-        step, speed = self.progress.step, self._clock.speed(self.tokens_per_step)
+        self.progress.tokens += done.tokens
+        self.progress.settled, self.progress.train_loss = False, done.loss
+        speed = self._clock.tokens_per_second()
         if self._due(self.config.log_every):
             self.recorder.train(
-                step,
-                **{"train/loss": loss, "train/perplexity": perplexity(loss), "gradient_norm": norm},
-                learning_rate=rate,
-                tokens=step * self.tokens_per_step,
+                self.progress.step,
+                **{"train/loss": done.loss, "train/perplexity": perplexity(done.loss), "gradient_norm": done.norm},
+                learning_rate=done.rate,
+                tokens=self.progress.tokens,
                 tokens_per_second=speed,
             )
         self.recorder.state(**self._state(), tokens_per_second=speed)
@@ -195,7 +209,7 @@ class Trainer:
         progress = asdict(self.progress)
         progress.pop("settled")
         left = (self.total_steps - self.progress.step) * self._clock.seconds_per_step()
-        epoch = self.progress.step * self.tokens_per_step / self.train.tokens_per_epoch
+        epoch = self.progress.step * self.examples_per_step / self.train.examples_per_epoch
         return {**progress, "total_steps": self.total_steps, "epoch": epoch, "eta_seconds": left}
 
 
@@ -204,23 +218,22 @@ class Clock:
 
     def __init__(self) -> None:
         self._begin = self._start = time.monotonic()
-        self._busy: float | None = None  # running mean of seconds in one step
+        self._mean = (0.0, 0.0)  # running means of seconds and of tokens in one step
         self._steps = 0
 
     def start_step(self) -> None:
         """Call before a step."""
         self._start = time.monotonic()
 
-    def end_step(self) -> None:
-        """Call after it."""
-        now = time.monotonic()
+    def end_step(self, tokens: int) -> None:
+        """Call after it, with how many it has read."""
+        now, old = (time.monotonic() - self._start, float(tokens)), self._mean
         self._steps += 1
-        took = now - self._start
-        self._busy = took if self._busy is None else 0.9 * self._busy + 0.1 * took
+        self._mean = now if self._steps == 1 else (0.9 * old[0] + 0.1 * now[0], 0.9 * old[1] + 0.1 * now[1])
 
-    def speed(self, tokens_per_step: int) -> float:
-        """Tokens per second while training."""
-        return tokens_per_step / max(self._busy or 0.0, 1e-9)
+    def tokens_per_second(self) -> float:
+        """While training, without what goes on between the steps."""
+        return self._mean[1] / max(self._mean[0], 1e-9)
 
     def seconds_per_step(self) -> float:
         """Wall clock per step since `fit` began, evaluations and saves included."""

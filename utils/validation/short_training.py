@@ -123,10 +123,10 @@ class Lesson:
         if self.task == "seq2seq" and self.seq_len < 4:
             raise CannotTell(f"half a text to read and half to write need 4 positions; this model has {self.seq_len}")
         # An id that no text has: as a mask it cannot be mistaken for a token.
-        absent = np.setdiff1d(np.arange(subject.vocab_size), np.unique(self.store.train))
+        counts = np.bincount(np.asarray(self.store.train), minlength=subject.vocab_size)
+        absent = np.flatnonzero(counts[: subject.vocab_size] == 0)
         self.mask_id = int(absent[-1]) if len(absent) else 0
-        shares = np.bincount(self.store.train, minlength=self.store.tokenizer.vocab_size) / len(self.store.train)
-        self._shares = torch.from_numpy(shares)
+        self._shares = torch.from_numpy(counts[: self.store.tokenizer.vocab_size] / len(self.store.train))
         self.classes = self._classes(subject)
         self.batch_size = self._fit(subject, seconds)
         self._train = self._batches(self.batch_size)
@@ -212,7 +212,7 @@ class Lesson:
             counts = torch.bincount(torch.cat([self.val(i)[1] for i in range(len(self))]), minlength=self.classes)
             shares = counts / counts.sum()
         else:
-            shares = torch.from_numpy(np.bincount(self.store.val) / len(self.store.val))
+            shares = torch.from_numpy(np.bincount(np.asarray(self.store.val)) / len(self.store.val))
         return -torch.xlogy(shares, shares).sum().item()
 
     def __len__(self) -> int:

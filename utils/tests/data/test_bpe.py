@@ -32,7 +32,7 @@ def test_common_words_are_one_token_with_their_space(bpe: Tokenizer):
 def test_the_vocabulary_is_bounded_and_holds_every_byte(bpe: Tokenizer):
     assert bpe.vocab_size == 1024
     assert build_tokenizer("bpe", "abab" * 9, 300).vocab_size <= 300
-    assert build_tokenizer("bpe", "", 300).vocab_size == 256
+    assert build_tokenizer("bpe", "", 300).vocab_size == 257  # the bytes and <|endoftext|>
 
 
 def test_the_same_text_makes_the_same_tokenizer():

@@ -1,203 +1,258 @@
-"""Text comes in exactly as it is in the files, split once, and its key changes with every byte."""
+"""Every source gives its documents in one order; its key changes with whatever decides them, and with nothing else."""
 
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from utils.config.schema import DataConfig
-from utils.data.sources import VAL_STORIES, load_corpus, read_text, source_key, split, text_files
+from utils.config.schema import DataConfig, MixturePart
+from utils.data.documents import Skipped
+from utils.data.sources import VAL_STORIES, floor_nats, parts_of, pin, prepare_source, read_documents, source_key
 from utils.data.stories import read_stories, story_nats, write_stories
+from utils.tests.data.dataset_server import DatasetHub
+
+ROOT = Path(__file__).parents[3]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 def text_config(path, **more):
     return DataConfig(source="text", path=str(path), **more)
 
 
-def whole(path, **more):
-    corpus = load_corpus(text_config(path, **more))
-    return corpus.train + corpus.val
+def texts(config, skipped=None):
+    return [one.text for one in read_documents(config, skipped)]
 
 
-# -- files -----------------------------------------------------------------------------------------
+# -- documents -------------------------------------------------------------------------------------
 
 
-def test_a_file_is_read_whatever_its_ending(tmp_path):
-    (tmp_path / "book.log").write_text("one\ntwo\n")
-    assert text_files(tmp_path / "book.log") == [tmp_path / "book.log"]
-    assert whole(tmp_path / "book.log") == "one\ntwo\n"
+def test_fixed_sides_come_first_then_the_others_part_by_part(tmp_path):
+    for name in ("train.txt", "val.txt", "test.txt"):
+        (tmp_path / name).write_text(f"{name} 1\n{name} 2\n{name} 3\n")
+    places = {"val_from": f"{tmp_path}/val.txt", "test_from": f"{tmp_path}/test.txt"}
+    config = text_config(tmp_path / "train.txt", document="line", max_documents=2, **places)
+    assert [(one.text, one.side, one.part) for one in read_documents(config)] == [
+        (f"{name}.txt {i}", side, 0) for name, side in (("val", "val"), ("test", "test"), ("train", "")) for i in (1, 2)
+    ]
 
 
-def test_a_folder_is_every_txt_and_md_below_it_in_order_of_name(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "folder.txt").mkdir()
-    for name in ("b.txt", "a.md", "sub/c.txt", "z.py", "notes", "d.json", "folder.txt/e.md"):
-        (tmp_path / name).write_text(name)
-    found = [str(path.relative_to(tmp_path)) for path in text_files(tmp_path)]
-    assert found == ["a.md", "b.txt", "folder.txt/e.md", "sub/c.txt"]
-    assert whole(tmp_path) == "a.md\nb.txt\nfolder.txt/e.md\nsub/c.txt"
-
-
-def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"^data.path={tmp_path}/none: no such file or folder$"):
-        load_corpus(text_config(tmp_path / "none"))
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        source_key(text_config(tmp_path / "none"))
-
-
-def test_a_folder_without_text_says_what_it_looks_for(tmp_path):
-    (tmp_path / "data.csv").write_text("a,b")
-    with pytest.raises(FileNotFoundError, match=rf"^data.path={tmp_path} holds no .txt or .md file; to read a file"):
-        load_corpus(text_config(tmp_path))
+def test_the_parts_of_a_mixture_are_numbered_and_may_hold_the_stories(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "four"}\n{"text": "five"}\n{"text": "six"}\n')
+    parts = [
+        MixturePart(source="text", path=f"{tmp_path}/a.txt", document="line"),
+        MixturePart(source="stories"),
+        MixturePart(source="jsonl", path=f"{tmp_path}/b.jsonl", weight=3),
+    ]
+    config = DataConfig(mixture=parts, size=5_000, max_documents=2)
+    found = [(one.part, one.side, one.text[:5].strip()) for one in read_documents(config)]
+    assert [one[:2] for one in found] == [(1, "val"), (0, ""), (0, ""), (1, "train"), (2, ""), (2, "")]
+    assert [text for part, _, text in found if part != 1] == ["one", "two", "four", "five"]
+    assert parts_of(config) == parts
+    keys = {
+        json.dumps(source_key(config.model_copy(update={"mixture": some}))) for some in (parts, parts[::-1], parts[:2])
+    }
+    assert len(keys) == 3
 
 
 @pytest.mark.parametrize("content", ["", " \n\t\r\n ", "\ufeff", "\ufeff\n", "\u3000"])
-def test_a_file_without_text_is_empty(tmp_path, content):
+def test_a_source_without_text_is_empty(tmp_path, content):
     (tmp_path / "empty.txt").write_text(content, encoding="utf-8")
-    text = f"^data.path={tmp_path}/empty.txt is empty: there is no text to learn from$"
-    with pytest.raises(ValueError, match=text):
-        load_corpus(text_config(tmp_path / "empty.txt"))
+    said = f"^data.path={tmp_path}/empty.txt is empty: there is no text to learn from$"
+    with pytest.raises(ValueError, match=said):
+        texts(text_config(tmp_path / "empty.txt"))
+    (tmp_path / "good.txt").write_text("good")
+    with pytest.raises(ValueError, match=f"^data.test_from={tmp_path}/empty.txt is empty"):
+        texts(text_config(tmp_path / "good.txt", test_from=f"{tmp_path}/empty.txt"))
 
 
-@pytest.mark.parametrize(
-    "text", ["a\r\nb\r\n", "a\rb\n", "tab\tend", "é😀", "e\u0301", "no end", "\x0c\x1f\x7f", "a\ufeffb", "\u2028\x85x"]
-)
-def test_a_text_is_kept_character_for_character(tmp_path, text):
-    (tmp_path / "book.txt").write_bytes(text.encode())
-    assert read_text(tmp_path / "book.txt") == text
+def test_a_source_of_bad_rows_alone_says_how_it_came_to_be_empty(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": 1}\n{"text": 2}\n')
+    config = DataConfig(source="jsonl", path=f"{tmp_path}/a.jsonl", on_bad_row="skip", text_field="text")
+    said = (
+        r"is empty: there is no text to learn from \(2 bad rows were left out; the first: a.jsonl line 1: column text"
+    )
+    with pytest.raises(ValueError, match=said):
+        texts(config)
 
 
-def test_only_the_byte_order_mark_at_the_beginning_is_dropped(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
-    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf\xef\xbb\xbftwo")
-    assert read_text(tmp_path / "a.txt") == "one"
-    assert whole(tmp_path) == "one\n\ufefftwo"
+def test_bad_rows_are_counted_only_when_asked(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"good\nb\xe9d\nfine\n")
+    config = text_config(tmp_path / "a.txt", document="line", on_bad_row="skip")
+    skipped = Skipped()
+    assert texts(config, skipped) == texts(config) == ["good", "fine"]
+    assert skipped.count == 1
+    with pytest.raises(ValueError, match="^a.txt line 2: not UTF-8 text: byte 0xe9 at offset 6"):
+        texts(config.model_copy(update={"on_bad_row": "stop"}), Skipped())
 
 
-@pytest.mark.parametrize(
-    ("data", "byte", "offset"),
-    [
-        ("né".encode("latin-1"), "0xe9", "1"),
-        (b"x" * 12_345 + "é tout".encode("latin-1"), "0xe9", "12,345"),
-        ("hello".encode("utf-16"), "0xff", "0"),
-        ("hello".encode("utf-16-le"), "0x00", "1"),
-        ("hello".encode("utf-16-be"), "0x00", "0"),
-        ("hello".encode("utf-32-le"), "0x00", "1"),
-        (b"\x89PNG\r\n\x1a\n\x00\x00", "0x89", "0"),
-        (b"abc\x00def", "0x00", "3"),
-        (b"a\x00b\xff", "0x00", "1"),
-        (b"a\xffb\x00", "0xff", "1"),
-        ("ok é".encode()[:-1], "0xc3", "3"),
-        (b"\xed\xa0\x80", "0xed", "0"),
-        (b"\xc0\xaf", "0xc0", "0"),
-        (b"a\x00", "0x00", "1"),
-    ],
-)
-def test_what_is_not_text_is_named_by_byte_and_offset(tmp_path, data, byte, offset):
-    path = tmp_path / "book.txt"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=f"^{path}: not UTF-8 text: byte {byte} at offset {offset}\\. Is it a binary"):
-        load_corpus(text_config(path))
+def test_white_space_between_documents_is_a_document_too(tmp_path):
+    (tmp_path / "a.txt").write_text("a\n\n \nb")
+    assert texts(text_config(tmp_path / "a.txt", document="line")) == ["a", "", " ", "b"]
 
 
-def test_one_bad_file_among_good_ones_is_the_one_named(tmp_path):
-    (tmp_path / "a.txt").write_text("fine")
-    (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=f"^{tmp_path}/b.txt: not UTF-8"):
-        load_corpus(text_config(tmp_path))
+def test_a_dataset_of_the_hub_may_be_validated_on_files(tmp_path):
+    (tmp_path / "val.jsonl").write_text('{"text": "mine"}\n')
+    config = DataConfig(source="hub", name="owner/set", val_from=f"{tmp_path}/val.jsonl", revision="a" * 40)
+    documents = read_documents(config)
+    first = next(documents)
+    assert (first.text, first.side, first.where) == ("mine", "val", "val.jsonl line 1")
+    assert len(source_key(config)["parts"][0]["val_from"]) == 64
 
 
-# -- split -----------------------------------------------------------------------------------------
+# -- the same text through every door --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "fraction", "train", "val"),
-    [
-        ("0123456789", 0.3, "0123456", "789"),
-        ("01234567\n9abcdefghij", 0.65, "01234567\n", "9abcdefghij"),
-        ("0123456\n89", 0.3, "0123456\n", "89"),
-        ("012345678\n", 0.3, "0123456", "78\n"),  # the line end is too near the end
-        ("\n" * 10, 0.5, "\n" * 6, "\n" * 4),
-        ("ab", 0.5, "a", "b"),
-    ],
-)
-def test_the_cut_is_at_a_line_end_where_one_is_near(text, fraction, train, val):
-    assert split(text, fraction) == (train, val)
-
-
-@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.3, 0.5, 0.9])
-def test_the_split_loses_nothing_and_is_near_the_share(fraction):
-    text = "".join(f"line {i}\n" for i in range(2_000))
-    train, val = split(text, fraction)
-    assert train + val == text
-    assert train.endswith("\n")
-    assert abs(len(val) - fraction * len(text)) <= 10
-
-
-def test_a_long_line_after_the_cut_does_not_eat_the_validation_text():
-    train, val = split("a\n" + "x" * 1_000 + "\n", 0.1)
-    assert len(val) >= 40
-    assert "\n" in train
+def test_wikitext_is_the_same_through_every_door(tmp_path):
+    source = SHARED / "wikitext2-test.txt"
+    if not source.exists():
+        pytest.skip("needs ../shared/data")
+    wanted = texts(text_config(source, document="line"))
+    assert len(wanted) > 2_000
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in wanted))
+    (tmp_path / "a.csv").write_text("text\n" + "".join('"' + text.replace('"', '""') + '"\n' for text in wanted))
+    parquet.write_table(pyarrow.table({"text": wanted}), tmp_path / "a.parquet")
+    for kind in ("jsonl", "csv", "parquet"):
+        assert texts(DataConfig(source=kind, path=f"{tmp_path}/a.{kind}")) == wanted
+    assert "".join(texts(text_config(source))) == source.read_text()
 
 
 # -- key -------------------------------------------------------------------------------------------
 
 
-def test_the_key_knows_the_bytes_and_the_share_and_nothing_else(tmp_path):
+def test_the_key_knows_what_decides_documents_and_nothing_else(tmp_path):
     path, copy = tmp_path / "a.txt", tmp_path / "elsewhere.txt"
     path.write_bytes(b"some text")
     copy.write_bytes(b"some text")
     key = source_key(text_config(path))
-    assert len(key) == 64
-    assert int(key, 16) >= 0
+    assert json.loads(json.dumps(key)) == key
     assert source_key(text_config(copy)) == key
-    assert source_key(text_config(path, seed=3, size=5_000, tokenizer="byte", seq_len=7)) == key
-    assert source_key(text_config(path, val_fraction=0.06)) != key
+    assert source_key(text_config(path, seed=3, size=5_000, tokenizer="byte", seq_len=7, val_fraction=0.06)) == key
+    assert source_key(text_config(path, split_by="position", duplicates="drop", test_fraction=0.1)) == key
+    for more in ({"document": "line"}, {"max_documents": 3}, {"on_bad_row": "skip"}, {"val_from": str(copy)}):
+        assert source_key(text_config(path, **more)) != key
     path.write_bytes(b"some texu")
     assert source_key(text_config(path)) != key
 
 
-def test_the_key_of_a_folder_knows_where_files_end(tmp_path):
+def test_the_key_of_a_table_knows_its_columns_and_whether_a_class_is_learned(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\na,b\n")
+    config = DataConfig(source="csv", path=f"{tmp_path}/a.csv")
+    changes = [
+        {},
+        {"text_field": "text"},
+        {"target_field": "label"},
+        {"label_field": "label"},
+        {"task": "classification"},
+    ]
+    assert len({json.dumps(source_key(config.model_copy(update=change))) for change in changes}) == 5
+    assert source_key(config.model_copy(update={"task": "masked", "document": "line"})) == source_key(config)
+
+
+def test_the_key_of_a_folder_goes_with_it_and_knows_where_files_begin(tmp_path):
     keys = set()
     for i, parts in enumerate([("ab", "c"), ("a", "bc"), ("abc",), ("c", "ab")]):
-        folder = tmp_path / str(i)
-        folder.mkdir()
+        folder = tmp_path / str(i) / "sub"
+        folder.mkdir(parents=True)
         for j, part in enumerate(parts):
             (folder / f"{j}.txt").write_text(part)
-        keys.add(source_key(text_config(folder)))
+        keys.add(json.dumps(source_key(text_config(tmp_path / str(i)))))
     assert len(keys) == 4
+    key = source_key(text_config(tmp_path / "0"))
+    assert source_key(text_config(f"{tmp_path}/0/**/*.txt")) == key
+    shutil.move(tmp_path / "0", tmp_path / "moved")
+    assert source_key(text_config(tmp_path / "moved")) == key
+    (tmp_path / "moved" / "sub").rename(tmp_path / "moved" / "other")
+    assert source_key(text_config(tmp_path / "moved")) != key
 
 
 def test_the_key_of_stories_knows_size_seed_and_share():
-    configs = [
-        DataConfig(),
-        DataConfig(size=1_999_999),
-        DataConfig(seed=1),
-        DataConfig(val_fraction=0.051),
-    ]
-    assert len(set(map(source_key, configs))) == 4
+    configs = [DataConfig(), DataConfig(size=1_999_999), DataConfig(seed=1), DataConfig(val_fraction=0.051)]
+    assert len({json.dumps(source_key(config)) for config in configs}) == 4
     assert source_key(DataConfig(tokenizer="byte", seq_len=8)) == source_key(DataConfig())
+
+
+def test_a_key_needs_the_files(tmp_path):
+    for key_or_text in (source_key, texts):
+        with pytest.raises(FileNotFoundError, match=f"^data.path={tmp_path}/none: no such file or folder$"):
+            key_or_text(text_config(tmp_path / "none"))
+        (tmp_path / "a.txt").write_text("a")
+        with pytest.raises(FileNotFoundError, match=f"^data.val_from={tmp_path}/none: no such file or folder$"):
+            key_or_text(text_config(tmp_path / "a.txt", val_from=f"{tmp_path}/none"))
+
+
+def test_what_is_here_needs_neither_pinning_nor_preparing(tmp_path):
+    config = text_config(tmp_path / "not read")
+    assert pin(config) == (config, ())
+    prepare_source(config)
 
 
 # -- stories ---------------------------------------------------------------------------------------
 
 
-def test_stories_are_split_into_parts_that_share_none():
-    corpus = load_corpus(DataConfig(size=60_000, val_fraction=0.25))
+def test_stories_are_two_documents_that_share_none():
+    val, train = read_documents(DataConfig(size=60_000, val_fraction=0.25))
     parts = []
-    for text in (corpus.train, corpus.val):
-        ends = [reading.end for reading in read_stories(text)]
-        parts.append({text[a:b] for a, b in zip([0, *ends], ends, strict=False)})
+    for one in (train, val):
+        ends = [reading.end for reading in read_stories(one.text)]
+        parts.append({one.text[a:b] for a, b in zip([0, *ends], ends, strict=False)})
+    assert (val.side, train.side) == ("val", "train")
     assert len(parts[0]) > 50
     assert len(parts[1]) > 15
     assert not parts[0] & parts[1]
 
 
 def test_stories_have_the_sizes_asked_for_and_their_exact_probability():
-    corpus = load_corpus(DataConfig(size=60_000, val_fraction=0.25, seed=3))
-    assert 15_000 <= len(corpus.val) < 17_000
-    assert 45_000 <= len(corpus.train) < 47_000
-    assert corpus.val == write_stories(15_000, 3, start=VAL_STORIES)
-    assert corpus.val_nats == story_nats(corpus.val) > 0
+    config = DataConfig(size=60_000, val_fraction=0.25, seed=3)
+    val, train = texts(config)
+    assert 15_000 <= len(val) < 17_000
+    assert 45_000 <= len(train) < 47_000
+    assert val == write_stories(15_000, 3, start=VAL_STORIES)
+    assert floor_nats(config) == story_nats(val) > 0
 
 
-def test_text_files_have_no_known_probability(tmp_path):
-    (tmp_path / "a.txt").write_text("some text\n" * 9)
-    assert load_corpus(text_config(tmp_path)).val_nats is None
+def test_other_text_has_no_known_probability(tmp_path):
+    assert floor_nats(text_config(tmp_path)) is None
+    assert floor_nats(DataConfig(mixture=[MixturePart(source="stories")])) is None
+
+
+# -- the Hub ---------------------------------------------------------------------------------------
+
+THROUGH = """
+import json, sys
+from utils.config.schema import DataConfig
+from utils.data.sources import pin, prepare_source, read_documents, source_key
+found = []
+for settings in json.loads(sys.argv[1]):
+    config, notes = pin(DataConfig(**settings))
+    prepare_source(config)
+    again = pin(config)
+    documents = [[one.text, one.side, one.part] for one in read_documents(config)]
+    found.append([documents, source_key(config), again == (config, ()), len(notes)])
+print(json.dumps(found))
+"""
+
+
+def test_datasets_are_pinned_prepared_and_read_alone_and_in_a_mixture(tmp_path):
+    pytest.importorskip("datasets", reason="needs datasets")
+    (tmp_path / "mine.txt").write_text("mine\n")
+    hub_part = {"source": "hub", "name": "acme/set"}
+    mixture = [{"source": "text", "path": f"{tmp_path}/mine.txt", "document": "line"}, hub_part]
+    with DatasetHub() as hub:
+        commit = hub.put_dataset("acme/set", {"default": {"train": ["a", "b"], "validation": ["v"], "test": ["t"]}})
+        command = [sys.executable, "-c", THROUGH, json.dumps([hub_part, {"mixture": mixture}])]
+        environment = hub.environment(tmp_path / "home")
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone, mixed = json.loads(done.stdout)
+    assert alone[0] == [["v", "val", 0], ["t", "test", 0], ["a", "", 0], ["b", "", 0]]
+    assert mixed[0] == [["mine", "", 0], ["a", "", 1], ["b", "", 1]]
+    for _, key, same, notes in (alone, mixed):
+        assert key["parts"][-1]["dataset"]["revision"] == commit
+        assert same, "what is pinned stays as it is"
+        assert notes >= 1

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -12,14 +11,17 @@ import numpy as np
 import pytest
 
 from utils.config.schema import DataConfig
-from utils.data.sources import load_corpus
+from utils.data.sources import read_documents
 from utils.data.stories import story_nats
-from utils.data.token_store import open_store
+from utils.data.token_store import open_store, store_at
 
 ROOT = Path(__file__).parents[3]
 REAL = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
-TEXT = "".join(f"{i} é line\n" for i in range(300))
-PARTS = ["train.bin", "val.bin", "tokenizer.json", "info.json"]
+TEXT = "".join(f"{i} é line of {i * 7919 % 1000} {i * 104729 % 997}\n" for i in range(300))
+PARTS = [
+    *(f"0-{side}/00000.{end}" for side in ("train", "val") for end in ("ids.bin", "docs.npy")),
+    *("tokenizer.json", "tokenizer_config.json", "info.json"),
+]
 OPEN = """
 import sys
 from utils.config.schema import DataConfig
@@ -27,7 +29,7 @@ from utils.data.token_store import open_store
 print("ready", flush=True)
 for path in map(str.strip, sys.stdin):
     try:
-        store = open_store(DataConfig(tokenizer="char", source="text", path=path, seq_len=8))
+        store = open_store(DataConfig(tokenizer="char", source="text", path=path, document="line", seq_len=8))
         print(store.fingerprint, len(store.train), flush=True)
     except Exception as error:
         print(type(error).__name__, str(error)[:200], flush=True)
@@ -43,19 +45,18 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def config(tmp_path):
-    (tmp_path / "book.txt").write_text(TEXT, encoding="utf-8")
-    return DataConfig(tokenizer="char", source="text", path=str(tmp_path / "book.txt"), seq_len=8)
+    return text_config(tmp_path / "book.txt", TEXT)
 
 
 def text_config(path, text, **more):
     path.write_text(text, encoding="utf-8", newline="")
-    return DataConfig(source="text", path=str(path), **{"tokenizer": "char", "seq_len": 8, **more})
+    settings = {"tokenizer": "char", "document": "line", "seq_len": 8, **more}
+    return DataConfig(source="text", path=str(path), **settings)
 
 
 def same(one, two):
     return (
-        np.array_equal(one.train, two.train)
-        and np.array_equal(one.val, two.val)
+        all(np.array_equal(one.side(side), two.side(side)) for side in ("train", "val", "test"))
         and one.fingerprint == two.fingerprint
         and one.tokenizer.fingerprint == two.tokenizer.fingerprint
         and one.entropy_floor == two.entropy_floor
@@ -64,7 +65,11 @@ def same(one, two):
 
 
 def files_of(store):
-    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in store.folder.iterdir()}
+    return {
+        path.relative_to(store.folder).as_posix(): (path.stat().st_mtime_ns, path.stat().st_ino)
+        for path in store.folder.rglob("*")
+        if path.is_file()
+    }
 
 
 # -- what is in it ---------------------------------------------------------------------------------
@@ -72,60 +77,79 @@ def files_of(store):
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_the_ids_are_those_of_the_text(config, kind):
-    config = config.model_copy(update={"tokenizer": kind})
-    store, corpus = open_store(config), load_corpus(config)
-    assert store.train.tolist() == store.tokenizer.encode(corpus.train)
-    assert store.tokenizer.decode(store.train.tolist()) + store.tokenizer.decode(store.val.tolist()) == TEXT
-    assert isinstance(store.train, np.memmap)
-    assert not store.train.flags.writeable
+    store = open_store(config.model_copy(update={"tokenizer": kind}))
+    lines = [store.tokenizer.decode(side[:].tolist()).split("\n") for side in (store.train, store.val)]
+    assert sorted(lines[0] + lines[1]) == sorted(TEXT.splitlines())
+    assert [len(each) for each in lines] == [store.train.documents, store.val.documents]
+    order = {line: i for i, line in enumerate(TEXT.splitlines())}
+    assert all(each == sorted(each, key=order.get) for each in lines)  # as they were read
     assert store.train.dtype == store.val.dtype == np.uint16
-    assert store.info["train_characters"] == len(corpus.train)
-    assert store.info["val_characters"] == len(corpus.val)
-    assert store.bytes_per_token() == pytest.approx(len(corpus.val.encode()) / len(store.val))
+    with pytest.raises(ValueError, match="read-only"):
+        store.train[:5][0] = 1
+    assert store.info["train_characters"] == sum(map(len, lines[0]))
+    assert store.info["val_characters"] == sum(map(len, lines[1]))
+    assert store.bytes_per_token() == pytest.approx(len("".join(lines[1]).encode()) / len(store.val))
     assert store.entropy_floor is None
+    assert len(store.test) == 0
+    with pytest.raises(ValueError, match="has the sides train, val, test, and none called 'dev'"):
+        store.side("dev")
 
 
 def test_it_lies_in_the_cache_under_the_tokenizers_name(config, cache):
     store = open_store(config)
     assert store.folder.parent == cache / "tokens"
     assert store.folder.name.startswith("char-")
-    assert sorted(path.name for path in store.folder.iterdir()) == sorted(PARTS)
+    assert sorted(files_of(store)) == sorted(PARTS)
     assert [path.name for path in store.folder.parent.iterdir()] == [store.folder.name]
+    found = store_at(store.folder)
+    assert found is not None
+    assert same(found, store)
+    assert store_at(cache) is None
 
 
 def test_a_character_only_in_the_validation_text_is_unknown_there(tmp_path):
-    store = open_store(text_config(tmp_path / "a.txt", "a" * 95 + "bbbbb", val_fraction=0.05))
-    assert store.tokenizer.decode(store.val.tolist()) == "\ufffd" * 5
+    (tmp_path / "val.txt").write_text("bbbbb\n")
+    config = text_config(tmp_path / "a.txt", "a" * 95, val_from=str(tmp_path / "val.txt"))
+    assert open_store(config).tokenizer.decode(open_store(config).val[:].tolist()) == "\ufffd" * 5
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_the_floor_is_the_nats_of_the_validation_text_over_its_predicted_tokens(kind):
     config = DataConfig(size=20_000, val_fraction=0.3, tokenizer=kind, seq_len=8)
-    store, corpus = open_store(config), load_corpus(config)
-    assert store.entropy_floor == pytest.approx(story_nats(corpus.val) / (len(store.val) - 1), rel=1e-12)
+    store = open_store(config)
+    val, train = (document.text for document in read_documents(config))
+    assert store.tokenizer.decode(store.train[:].tolist()) == train
+    assert store.tokenizer.decode(store.val[:].tolist()) == val
+    assert store.entropy_floor == pytest.approx(story_nats(val) / (len(store.val) - 1), rel=1e-12)
     assert 0.05 < store.entropy_floor < math.log(store.tokenizer.vocab_size)
-    assert corpus.val.startswith("\n")  # the token that is never predicted says nothing
+    assert val.startswith("\n")  # the token that is never predicted says nothing
 
 
 def test_many_different_characters_need_wider_ids(tmp_path):
-    text = "".join(chr(i) for i in range(0x20, 0x12000) if not 0xD800 <= i < 0xE000)
-    store = open_store(text_config(tmp_path / "all.txt", text))
+    text = "".join(chr(i) for i in range(0x20, 0x12000) if not 0xD800 <= i < 0xE000 and chr(i).splitlines() == [chr(i)])
+    (tmp_path / "val.txt").write_text("ab\n")
+    store = open_store(text_config(tmp_path / "all.txt", text, val_from=str(tmp_path / "val.txt")))
     assert store.tokenizer.vocab_size > 1 << 16
     assert store.train.dtype == store.val.dtype == np.uint32
-    assert store.train.max() > 65_535
-    assert store.tokenizer.decode(store.train.tolist()) == text[: len(store.train)]
+    assert np.asarray(store.train).max() > 65_535
+    assert store.tokenizer.decode(store.train[:].tolist()) == text
 
 
-def test_a_real_book(cache):
+def test_a_real_book():
     if not REAL.exists():
         pytest.skip("the plays of Shakespeare (shared/data/tinyshakespeare.txt) are not beside this repository")
-    data = REAL.read_bytes()
-    store = open_store(DataConfig(source="text", path=str(REAL), tokenizer="byte"))
-    assert store.train.astype(np.uint8).tobytes() + store.val.astype(np.uint8).tobytes() == data
-    chars = open_store(DataConfig(source="text", path=str(REAL), tokenizer="char"))
-    assert chars.tokenizer.vocab_size == len(set(data)) + 1
-    assert len(chars.train) + len(chars.val) == len(data)
-    assert chars.tokenizer.decode(chars.val[:1_000].tolist()) == data[len(chars.train) :][:1_000].decode()
+    config = DataConfig(source="text", path=str(REAL), tokenizer="byte", separator="nothing", duplicates="ignore")
+    store, text = open_store(config), REAL.read_bytes()
+    found = [
+        side.document(d).astype(np.uint8).tobytes() for side in (store.train, store.val) for d in range(side.documents)
+    ]
+    assert len(found) > 300
+    assert sum(map(len, found)) == len(text)
+    assert all(piece in text for piece in found)
+    chars = open_store(config.model_copy(update={"tokenizer": "char", "split_by": "position"}))
+    ids = [*chars.train[:].tolist(), *chars.val[:].tolist()]
+    assert chars.tokenizer.decode(ids) == text.decode()
+    assert 0.04 < len(chars.val) / len(ids) < 0.06
 
 
 # -- made once -------------------------------------------------------------------------------------
@@ -134,17 +158,18 @@ def test_a_real_book(cache):
 def test_it_is_made_once(config):
     first = open_store(config)
     before = files_of(first)
-    second = open_store(config.model_copy(update={"seq_len": 16, "seed": 3}))
+    second = open_store(config.model_copy(update={"seq_len": 16, "packing": "blocks", "mask_fraction": 0.3}))
     assert files_of(second) == before
     assert same(first, second)
 
 
-def test_another_text_tokenizer_or_share_is_another_store(config, tmp_path):
+def test_another_text_tokenizer_or_split_is_another_store(config, tmp_path):
     more = text_config(tmp_path / "more.txt", TEXT + "x")
-    changes = [{}, {"tokenizer": "byte"}, {"val_fraction": 0.1}]
+    changes = [{}, {"tokenizer": "byte"}, {"val_fraction": 0.2}, {"test_fraction": 0.2}, {"split_by": "position"},
+               {"separator": "nothing"}, {"document": "passage", "val_from": config.path}]  # fmt: skip
+    changes[-1] = {"max_documents": 200}
     stores = [open_store(config.model_copy(update=change)) for change in changes] + [open_store(more)]
-    assert len({store.folder for store in stores}) == 4
-    assert len({store.fingerprint for store in stores}) == 4
+    assert len({store.folder for store in stores}) == len({store.fingerprint for store in stores}) == 8
 
 
 def test_the_fingerprint_is_that_of_the_content(config, tmp_path, monkeypatch):
@@ -153,6 +178,26 @@ def test_the_fingerprint_is_that_of_the_content(config, tmp_path, monkeypatch):
     second = open_store(config)
     assert second.folder != first.folder
     assert same(first, second)
+    assert (second.folder / "info.json").read_bytes() == (first.folder / "info.json").read_bytes()
+
+
+def test_the_same_text_in_another_kind_of_file_has_the_same_fingerprint(config, tmp_path):
+    import csv
+
+    lines = TEXT.splitlines()
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text"], *([line] for line in lines)])
+    stores = [open_store(config)]
+    stores += [
+        open_store(config.model_copy(update={"source": kind, "path": str(tmp_path / f"a.{kind}")}))
+        for kind in ("jsonl", "csv")
+    ]
+    assert len({store.folder for store in stores}) == 3
+    assert len({store.fingerprint for store in stores}) == 1
+    made_of = stores[1].info["made_of"]
+    assert made_of["source"]["parts"][0]["source"] == "jsonl"
+    assert made_of["split"]["val_fraction"] == config.val_fraction
 
 
 # -- damaged ---------------------------------------------------------------------------------------
@@ -162,18 +207,18 @@ def test_the_fingerprint_is_that_of_the_content(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PARTS)
 def test_a_store_that_was_damaged_is_made_again(config, name, how):
     first = open_store(config)
-    expected = (np.array(first.train), np.array(first.val), first.fingerprint)
+    expected = (np.asarray(first.train), np.asarray(first.val), first.fingerprint)
     path = first.folder / name
     data = bytearray(path.read_bytes())
     if how == "remove":
         path.unlink()
     else:
-        data[5] ^= 0 if how != "flip" else 1
+        data[len(data) // 2] ^= 0 if how != "flip" else 1
         changed = {"flip": data, "cut": data[:-3], "empty": b"", "longer": data + b"xx"}[how]
         path.write_bytes(bytes(changed))
     second = open_store(config)
-    assert np.array_equal(second.train, expected[0])
-    assert np.array_equal(second.val, expected[1])
+    assert np.array_equal(np.asarray(second.train), expected[0])
+    assert np.array_equal(np.asarray(second.val), expected[1])
     assert second.fingerprint == expected[2]
     before = files_of(second)
     assert files_of(open_store(config)) == before  # now it is whole
@@ -192,12 +237,14 @@ def test_an_info_of_another_form_is_made_again(config, content):
         ("dtype", "uint17"),
         ("dtype", "uint32"),
         ("dtype", "int16"),
-        ("fingerprint", "0" * 67),
+        ("fingerprint", "0" * 64),
         ("val_nats", 1.0),
         ("val_bytes", 1),
         ("train_characters", 1),
         ("format", 0),
         ("files", {}),
+        ("shards", {}),
+        ("kind", "chat"),
     ],
 )
 def test_an_info_that_says_something_else_is_not_believed(key, value):
@@ -205,24 +252,25 @@ def test_an_info_that_says_something_else_is_not_believed(key, value):
     first = open_store(config)
     path = first.folder / "info.json"
     info = json.loads(path.read_text())
-    holder = info if key in info else info["info"]
+    holder = info["value"]
     assert holder[key] != value
-    path.write_text(json.dumps(info | {key: value} if holder is info else info | {"info": holder | {key: value}}))
+    path.write_text(json.dumps(info | {"value": holder | {key: value}}))
     second = open_store(config)
     assert same(second, first)
     assert second.info == first.info
 
 
-def test_what_a_killed_process_left_does_no_harm(config, cache):
-    first = open_store(config)
-    stale = cache / "tokens" / f"{first.folder.name}.tmp-stale"
-    stale.mkdir()
-    (stale / "train.bin").write_bytes(b"half")
-    before = files_of(first)
-    assert files_of(open_store(config)) == before
-    for path in first.folder.iterdir():
-        path.unlink()
-    assert len(open_store(config).train) > 0
+def test_what_killed_processes_left_is_removed_when_it_is_old(config, cache):
+    import os
+
+    tokens = cache / "tokens"
+    for name, age in (("bpe-1.building", 2), ("bpe-2.building", 0.5), ("char-3.tmp-x", 2)):
+        (tokens / name).mkdir(parents=True)
+        (tokens / name / "00000.ids.bin").write_bytes(b"half")
+        for path in (tokens / name / "00000.ids.bin", tokens / name):
+            os.utime(path, (time.time() - age * 86_400,) * 2)
+    store = open_store(config)
+    assert {path.name for path in tokens.iterdir()} == {store.folder.name, "bpe-2.building"}
 
 
 # -- several processes -----------------------------------------------------------------------------
@@ -248,9 +296,9 @@ def test_processes_that_build_at_the_same_time_all_get_the_same_store(tmp_path, 
             for process in processes:
                 process.stdin.flush()
             answers = [process.stdout.readline().split(" ", 1) for process in processes]
-            mine = open_store(DataConfig(tokenizer="char", source="text", path=str(path), seq_len=8))
+            mine = open_store(DataConfig(tokenizer="char", source="text", path=str(path), document="line", seq_len=8))
             assert answers == [[mine.fingerprint, f"{len(mine.train)}\n"]] * 3, (i, answers)
-        assert not [path for path in (cache / "tokens").iterdir() if ".tmp-" in path.name]
+        assert len(list((cache / "tokens").iterdir())) == 12  # no locks, and nothing half made
     finally:
         for process in processes:
             process.kill()
@@ -259,70 +307,75 @@ def test_processes_that_build_at_the_same_time_all_get_the_same_store(tmp_path, 
 
 def test_a_process_killed_half_way_leaves_no_broken_store(tmp_path, cache):
     path = tmp_path / "book.txt"
-    path.write_text(TEXT * 300, encoding="utf-8")  # about a megabyte: a second of work
+    path.write_text("".join(f"{i} {TEXT}"[:-1].replace("\n", "") + "\n" for i in range(300)), encoding="utf-8")
     process = opener()
     try:
         process.stdin.write(f"{path}\n")
         process.stdin.flush()
         deadline = time.monotonic() + 30
-        while not list((cache / "tokens").glob("*.tmp-*")):
+        while not list((cache / "tokens").glob("*.building")):
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
         process.kill()
         process.communicate()
-    (left,) = (cache / "tokens").iterdir()
-    assert ".tmp-" in left.name
-    store = open_store(DataConfig(tokenizer="char", source="text", path=str(path), seq_len=8))
-    assert len(store.train) + len(store.val) == len(TEXT) * 300
-    assert store.tokenizer.decode(store.train[:1_000].tolist()) == (TEXT * 300)[:1_000]
+    assert {name.suffix for name in (cache / "tokens").iterdir()} == {".building", ".lock"}
+    store = open_store(
+        DataConfig(tokenizer="char", source="text", path=str(path), document="line", duplicates="ignore", seq_len=8)
+    )
+    assert store.train.documents + store.val.documents == 300
 
 
 # -- too short -------------------------------------------------------------------------------------
 
 
+def short(tmp_path, train, val, **more):
+    (tmp_path / "val.txt").write_text(val)
+    return text_config(tmp_path / "a.txt", train, val_from=str(tmp_path / "val.txt"), **more)
+
+
 def test_a_text_shorter_than_one_example_says_how_short(tmp_path):
-    config = text_config(tmp_path / "a.txt", "ab" * 50, seq_len=500)
     with pytest.raises(
         ValueError,
         match=r"^the training text has 95 tokens and one example needs data\.seq_len \+ 1 = 501: "
         r"lower data\.seq_len to 47 or less, or add text$",
     ):
-        open_store(config)
+        open_store(short(tmp_path, "a" * 95, "b" * 5, seq_len=500))
 
 
 def test_one_example_is_enough(tmp_path):
-    config = text_config(tmp_path / "a.txt", "ab" * 50, seq_len=94)
+    config = short(tmp_path, "a" * 95, "b" * 5, seq_len=94)
     assert len(open_store(config).train) == 95
     with pytest.raises(ValueError, match="has 95 tokens"):
         open_store(config.model_copy(update={"seq_len": 95}))
+    assert len(open_store(config.model_copy(update={"seq_len": 95, "packing": "documents"})).train) == 95
 
 
 def test_a_validation_text_of_one_token_is_too_short(tmp_path):
-    config = text_config(tmp_path / "a.txt", "ab" * 50, val_fraction=0.01)
     text = "^the validation text has 1 tokens and needs at least 2: raise data.val_fraction or add text$"
     with pytest.raises(ValueError, match=text):
+        open_store(short(tmp_path, "ab" * 50, "a"))
+
+
+def test_one_document_alone_cannot_be_split(tmp_path):
+    config = text_config(tmp_path / "a.txt", "hello world", seq_len=2)
+    with pytest.raises(ValueError, match="there is only one document"):
         open_store(config)
-
-
-@pytest.mark.parametrize(
-    ("fraction", "text"), [(0.01, "the validation text has 0 tokens"), (0.99, "the training text")]
-)
-def test_a_part_without_any_token_is_too_short_not_a_failing_disk(tmp_path, fraction, text):
-    config = text_config(tmp_path / "a.txt", "hello world", val_fraction=fraction, seq_len=2)
-    with pytest.raises(ValueError, match=text):
-        open_store(config)
-
-
-def test_stories_with_hardly_any_validation_text_are_too_short():
-    with pytest.raises(ValueError, match="the validation text has 0 tokens"):
-        open_store(DataConfig(tokenizer="char", size=1_000, val_fraction=0.0001, seq_len=8))
 
 
 def test_a_text_that_cannot_be_used_leaves_nothing_in_the_cache(tmp_path, cache):
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "a.txt").write_bytes(b"text\xff\xfe")
     with pytest.raises(ValueError, match="not UTF-8 text"):
         open_store(DataConfig(tokenizer="char", source="text", path=str(tmp_path / "a.txt")))
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         open_store(DataConfig(tokenizer="char", source="text", path=str(tmp_path / "none.txt")))
-    assert not os.path.exists(cache)
+    assert not list((cache / "tokens").iterdir())
+
+
+def test_a_cache_that_cannot_be_written_says_which(config, cache, monkeypatch):
+    cache.write_text("a file")
+    with pytest.raises(ValueError, match=r"^the cache .*cache/tokens cannot be written \(.*\): set TBT_CACHE$"):
+        open_store(config)
+    monkeypatch.setenv("TBT_CACHE", "/proc/nowhere")
+    with pytest.raises(ValueError, match=r"the cache /proc/nowhere/tokens cannot be written \(.*\): set TBT_CACHE"):
+        open_store(config)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from utils.config.schema import ModelShape
-from utils.inference.generate import generate_ids
+from utils.data.tokenizer import build_tokenizer
+from utils.inference.generate import generate_ids, generate_text, stop_ids_of
 from utils.models.registry import build_model
 
 SIZE = 8
@@ -48,6 +49,68 @@ def test_a_seq2seq_model_reads_the_prompt_and_writes_on_from_its_end():
     model = Counts("seq2seq")
     assert list(generate_ids(model, [5, 1], 2, temperature=0, vocab_size=SIZE)) == [2, 3]
     assert model.seen == [([5, 1], [1]), ([5, 1], [1, 2])]
+
+
+def test_a_seq2seq_model_with_a_start_of_its_own_writes_on_from_that():
+    model = Counts("seq2seq")
+    model.start_id = 3
+    assert list(generate_ids(model, [5, 1], 3, temperature=0, vocab_size=SIZE)) == [4, 5, 6]
+    assert model.seen == [([5, 1], [3]), ([5, 1], [3, 4]), ([5, 1], [3, 4, 5])]
+
+
+def test_a_tokenizers_own_mask_is_put_behind_the_text():
+    model = Counts("masked")
+    assert list(generate_ids(model, [0, 1], 2, temperature=0, vocab_size=SIZE, mask_id=6)) == [2, 3]
+    assert model.seen[0] == ([0, 1, 6], None)
+
+
+@pytest.mark.parametrize(("task", "written"), [("causal", [2, 3]), ("seq2seq", [2, 3]), ("masked", [2, 3, 4, 5])])
+def test_the_end_of_the_text_ends_it_and_is_not_written(task: str, written: list[int]):
+    model = Counts(task).train()
+    ids = generate_ids(model, [1], 4, temperature=0, vocab_size=SIZE, stop_ids=frozenset({4, 7}), use_cache=False)
+    assert list(ids) == written  # a masked model fills masks: it has no end
+    assert model.training
+
+
+def test_an_end_in_the_prompt_ends_nothing():
+    ids = generate_ids(Counts("causal"), [4, 1], 9, temperature=0, vocab_size=SIZE, stop_ids=frozenset({4}))
+    assert list(ids) == [2, 3]
+
+
+class Letters:
+    """A token is a letter; what follows them are special tokens."""
+
+    vocab_size, end_id, special_tokens = SIZE, 5, {"<|end|>": 5, "<|im_end|>": 6}
+
+    def encode(self, text: str) -> list[int]:
+        return ["abcde".index(letter) for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join("abcde"[i] for i in ids)
+
+
+def test_a_text_is_over_where_its_tokenizer_says():
+    assert stop_ids_of(Letters()) == {5, 6}
+    model = Counts("causal")
+    assert "".join(generate_text(model, Letters(), "a", 100, temperature=0)) == "bcde"
+    assert len(model.seen) == 5
+
+
+def test_what_a_tokenizer_puts_before_a_text_it_puts_before_the_prompt():
+    class Begins(Letters):
+        prefix = (7,)
+
+    model = Counts("causal")
+    "".join(generate_text(model, Begins(), "ab", 1, temperature=0))
+    assert model.seen == [([7, 0, 1], None)]
+    with pytest.raises(ValueError, match="needs at least one token"):
+        generate_text(model, Begins(), "", 1)
+
+
+def test_a_real_tokenizer_ends_text_at_its_end_token():
+    tokenizer = build_tokenizer("bpe", "a good day " * 200, 300)
+    assert stop_ids_of(tokenizer) == {tokenizer.end_id}
+    assert stop_ids_of(build_tokenizer("byte", "abc")) == frozenset()
 
 
 def test_a_classifier_writes_nothing():

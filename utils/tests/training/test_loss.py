@@ -44,6 +44,23 @@ def test_a_model_that_copies_its_input_is_not_accurate():
     assert count_correct(copy, ids[:, 1:]) == (0, 9)
 
 
+def test_classes_of_texts_are_counted_like_tokens():
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 2, 1, IGNORE, 2])
+    total, count = token_loss(logits, labels)
+    assert count == 4
+    assert total.item() == pytest.approx(F.cross_entropy(logits, labels, reduction="mean").item() * 4, rel=1e-6)
+    assert count_correct(F.one_hot(torch.tensor([0, 2, 0, 1, 2]), 3).float(), labels) == (3, 4)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7), (3, 5)])
+def test_where_nothing_counts_loss_and_gradient_are_zero(shape: tuple[int, ...]):
+    logits = torch.randn(shape, requires_grad=True)
+    total, count = token_loss(logits, torch.full(shape[:-1], IGNORE))
+    total.backward()
+    assert (total.item(), int(count)) == (0.0, 0)
+    assert logits.grad.abs().max() == 0
+
+
 def test_perplexity_is_clipped():
     assert perplexity(math.log(10)) == pytest.approx(10)
     assert perplexity(1e9) == perplexity(100) == math.exp(100)

@@ -1,6 +1,7 @@
 """Every setting is read by code, and changing it changes something that can be seen."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ from utils.training.run import run_training
 UTILS = Path(__file__).parents[2]
 KEYS = [row[0] for row in field_table()]
 
+BOOK = ("data.source=text", "data.path={book}")
+ROWS = ("data.source=jsonl", "data.path={rows}")
+CHATS = ("data.source=jsonl", "data.path={chats}")
+ENCODER = ("model.kind=builder", "model.ref={encoder}", "model.trust_sha256={encoder_sha}")
+
 # For each setting: another value, with what it needs beside it. What is compared is in `seen`.
 CHANGES = {
     "model.kind": ["llama"],
@@ -31,18 +37,44 @@ CHANGES = {
     "model.shape.n_hidden": ["24"],
     "model.shape.block_size": ["32"],
     "model.shape.vocab_size": ["300"],
+    "model.shape.pad_vocab_to": ["100"],
     "model.shape.dropout": ["0.4"],
     "model.shape.tie_embeddings": ["false"],
     "data.source": ["text", "data.path={book}"],
     "data.path": ["{other}", "data.source=text"],
+    "data.name": None,  # utils/tests/data/test_hub_source.py, like the other settings of the Hub
+    "data.config": None,
+    "data.revision": None,
+    "data.split": None,
+    "data.streaming": None,
+    "data.document": ["line", *BOOK],
+    "data.text_field": ["other", *ROWS],
+    "data.target_field": ["other", *ROWS, "data.text_field=text"],
+    "data.label_field": None,  # utils/tests/training/test_classification.py: without it there is nothing to learn
+    "data.mixture": ["[{{source: text, path: {book}}}, {{source: jsonl, path: {rows}, text_field: text}}]"],
     "data.size": ["30000"],
     "data.seed": ["1"],
-    "data.task": None,  # utils/tests/training/test_tasks.py: what a model is not made for is refused
-    "data.mask_fraction": ["0.5", "model.kind=builder", "model.ref={encoder}", "model.trust_sha256={encoder_sha}"],
-    "data.tokenizer": ["char"],
-    "data.vocab_size": ["300", "data.tokenizer=bpe"],
-    "data.seq_len": ["8"],
+    "data.max_documents": ["20", *BOOK, "data.document=line"],
+    "data.shuffle_buffer": None,  # utils/tests/data/test_hub_source.py
+    "data.hook": ["{hook}:shout", *BOOK],
+    "data.on_bad_row": None,  # utils/tests/data/test_tables.py
+    "data.val_from": ["{other}", *BOOK, "data.document=line"],
+    "data.test_from": None,  # utils/tests/cli/test_evaluate.py: nothing else reads the test part
     "data.val_fraction": ["0.2"],
+    "data.test_fraction": ["0.3", *BOOK, "data.document=line"],
+    "data.split_by": ["position", *BOOK, "data.document=line"],
+    "data.duplicates": ["drop", *BOOK, "data.document=line"],
+    "data.task": None,  # utils/tests/training/test_tasks.py: what a model is not made for is refused
+    "data.mask_fraction": ["0.5", *ENCODER],
+    "data.whole_words": ["false", *ENCODER, "data.tokenizer=bpe", "data.vocab_size=300"],
+    "data.packing": ["documents", *BOOK, "data.document=line"],
+    "data.curriculum": ["length", *BOOK, "data.document=line", "data.packing=documents"],
+    "data.tokenizer": ["char"],
+    "data.tokenizer_revision": None,  # utils/tests/data/test_pretrained_tokenizer.py
+    "data.vocab_size": ["300", "data.tokenizer=bpe"],
+    "data.chat_template": ["{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}", *CHATS],
+    "data.separator": ["nothing", *BOOK, "data.document=line"],
+    "data.seq_len": ["8"],
     "train.max_steps": ["9"],
     "train.epochs": ["0.07", "train.max_steps=0"],
     "train.batch_size": ["3"],
@@ -108,10 +140,19 @@ def seen(run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory) -> dict[str, Path]:
+    """Two books of 300 lines, of which some are alike; rows of two columns; chats; a hook."""
     folder = tmp_path_factory.mktemp("books")
     for name, animal in (("book", "cat"), ("other", "dog")):
-        (folder / name).write_text(f"the {animal} sat on the mat and thought of fish\n" * 200)
-    return {name: folder / name for name in ("book", "other")}
+        lines = [f"the {animal} sat on mat {i % 250} and thought of {i % 250 * 7} fish\n" for i in range(300)]
+        (folder / name).write_text("".join(lines))
+    turns = [[f"How many fish has cat {i}?", f"It has {i * 7} fish."] for i in range(60)]
+    rows = [{"text": asked, "other": answer} for asked, answer in turns]
+    roles = ("user", "assistant")
+    chats = [{"messages": [{"role": r, "content": c} for r, c in zip(roles, turn, strict=True)]} for turn in turns]
+    for name, records in (("rows", rows), ("chats", chats)):
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "hook.py").write_text("def shout(document):\n    return document | {'text': document['text'].upper()}\n")
+    return {"hook": folder / "hook.py", **{name: folder / name for name in ("book", "other", "rows", "chats")}}
 
 
 @pytest.fixture(scope="module")

@@ -115,10 +115,10 @@ def test_other_settings_are_refused_and_named(finished: Path):
 
 def test_other_text_is_refused(tmp_path: Path):
     book = tmp_path / "book.txt"
-    book.write_text("the cat sat on the mat\n" * 200)
+    book.write_text("".join(f"the cat sat on mat {i}, {i * i}\n" for i in range(200)))
     config = tiny_config(tmp_path / "run", "data.source=text", f"data.path={book}")
     run_training(config, stop_at(tmp_path / "run", 5))
-    book.write_text("the dog sat on the mat\n" * 200)
+    book.write_text("".join(f"the dog sat on mat {i}, {i * i}\n" for i in range(200)))
     with pytest.raises(ValueError, match=r"was trained on other text.*bring the old text back"):
         run_training(config)
 

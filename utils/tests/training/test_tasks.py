@@ -1,9 +1,13 @@
 """A run trains what the model is made for, and says so where it cannot."""
 
+from itertools import islice, permutations
+
 import pytest
 import torch
 from torch import nn
 
+from utils.config.schema import DataConfig
+from utils.data.token_store import open_store
 from utils.training.run import choose_task
 
 
@@ -14,31 +18,46 @@ class Model(nn.Module):
         self.shape = type("Limits", (), {"vocab_size": rows, "block_size": 8})
 
 
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store of ten different characters."""
+    monkeypatch.setenv("TBT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "book.txt").write_text("".join("".join(p) + "\n" for p in islice(permutations("abcdefg h"), 99)))
+    store = open_store(data(path=str(tmp_path / "book.txt")))
+    assert store.tokenizer.vocab_size == 11  # and the one for what it never saw
+    return store
+
+
+def data(task: str = "auto", path: str = "book.txt") -> DataConfig:
+    lines = {"source": "text", "path": path, "document": "line", "duplicates": "ignore"}
+    return DataConfig(**lines, tokenizer="char", seq_len=8, task=task)
+
+
 @pytest.mark.parametrize("task", ["causal", "masked", "seq2seq"])
-def test_auto_is_what_the_model_is_made_for(task: str):
-    assert choose_task("auto", Model(task, 20), 10) == task
-    assert choose_task(task, Model(task, 20), 10) == task
+def test_auto_is_what_the_model_is_made_for(store, task: str):
+    assert choose_task(data(), Model(task, 20), store) == task
+    assert choose_task(data(task), Model(task, 20), store) == task
 
 
-def test_a_model_that_says_nothing_is_causal():
+def test_a_model_that_says_nothing_is_causal(store):
     model = nn.Linear(1, 1)
-    model.shape = type("Limits", (), {"vocab_size": 5, "block_size": 8})
-    assert choose_task("auto", model, 5) == "causal"
+    model.shape = type("Limits", (), {"vocab_size": 11, "block_size": 8})
+    assert choose_task(data(), model, store) == "causal"
 
 
-def test_another_task_is_refused():
+def test_another_task_is_refused(store):
     with pytest.raises(ValueError, match=r"data.task=causal does not fit this model, which is made for masked"):
-        choose_task("causal", Model("masked", 20), 10)
+        choose_task(data("causal"), Model("masked", 20), store)
 
 
-def test_a_classifier_needs_labels():
-    with pytest.raises(ValueError, match="this model is a classifier, and no data.source gives labelled text"):
-        choose_task("auto", Model("classification", 20), 10)
+def test_a_classifier_needs_labels(store):
+    with pytest.raises(ValueError, match=r"this model is a classifier, and these documents have no labels"):
+        choose_task(data(), Model("classification", 20), store)
 
 
-def test_a_mask_needs_a_row():
-    with pytest.raises(ValueError, match=r"needs 11 tokens, .* has 10: lower data.vocab_size to 9"):
-        choose_task("auto", Model("masked", 10), 10)
+def test_a_mask_needs_a_row(store):
+    with pytest.raises(ValueError, match=r"needs 12 tokens, .* has 11: lower data.vocab_size to 10"):
+        choose_task(data(), Model("masked", 11), store)
 
 
 def test_an_auxiliary_loss_is_trained_and_not_reported(tmp_path):

@@ -54,18 +54,19 @@ def test_one_step_equals_plain_torch(tmp_path: Path, stories):
     model, oracle = tiny_gpt(vocab_size), tiny_gpt(vocab_size)
     run = trainer(model, ids, tmp_path, learning_rate=0.01, min_lr=0.01, schedule="constant", warmup_steps=0,
                   weight_decay=0.1, grad_clip=0.5)  # fmt: skip
-    loss, norm, rate = run.train_step(0)
+    loss, norm, rate, tokens = run.train_step(0)
 
     optimizer = torch.optim.AdamW(
         [{"params": [p for p in oracle.parameters() if p.dim() > 1], "weight_decay": 0.1},
          {"params": [p for p in oracle.parameters() if p.dim() == 1], "weight_decay": 0.0}],
         lr=0.01, betas=(0.9, 0.99), foreach=False,
     )  # fmt: skip
-    (input_ids,), labels = run.train.batch(0)
+    (input_ids,), labels, _ = run.train.batch(0)
     expected = nn.functional.cross_entropy(oracle(input_ids).flatten(0, 1), labels.flatten())
     expected.backward()
     before_clip = torch.nn.utils.clip_grad_norm_(oracle.parameters(), 0.5)
     optimizer.step()
+    assert tokens == 8 * 32
     assert (loss, norm, rate) == (pytest.approx(expected.item()), pytest.approx(before_clip.item(), rel=1e-5), 0.01)
     for (name, got), want in zip(model.named_parameters(), oracle.parameters(), strict=True):
         assert torch.allclose(got, want, atol=1e-6), name

@@ -1,0 +1,134 @@
+"""How good a run's model is, asked in this process, or, if building it runs a stranger's model.py, in a boxed one."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from utils.config.schema import BUILT_IN, RunConfig
+from utils.data.run_store import remembered_store
+from utils.data.token_store import TokenStore, open_store
+from utils.jobs.box import Limits
+from utils.jobs.describe import TASKS, WORDS, last_words, plain, start_for
+from utils.jobs.find_model import FoundModel
+from utils.models.source_files import SOURCE
+from utils.runs.checkpoints import find_checkpoint
+from utils.runs.folder import RunFolder, open_run
+from utils.runs.model_folder import CONFIG_FILE, MOST, kind_of
+from utils.runtime.files import cache_dir, read_regular, scratch_folder
+
+WEIGHTS_FILE = "model.safetensors"
+MOST_TOLD = 100_000  # bytes
+MOST_LOSS = 100.0  # nats whose perplexity is still worth a number
+NUMBERS = ("loss", "accuracy", "labels", "bits_per_byte", "entropy_floor")
+
+
+def evaluate_run(path: Path, on: str = "val", checkpoint: str = "best", trust_sha256: str = "") -> dict[str, Any]:
+    """Measure a checkpoint (best, latest or a step) of the run at `path` on its validation or test text.
+
+    Ready for JSON: run, step, on, task; loss in nats per label, perplexity, accuracy, labels (how many were predicted:
+    tokens, or the classes of texts); bits_per_byte and entropy_floor, the least loss possible, or None.
+
+    Raises FileNotFoundError where there is no such run, checkpoint or text, ValueError for a side without text or code
+    that may not run here, RuntimeError where a boxed process ended early.
+    """
+    if on not in ("val", "test"):
+        raise ValueError(f"--on {on}: a model is evaluated on val (validation) or test")
+    run = open_run(path)
+    config, folder = run.config(), find_checkpoint(run.checkpoints, checkpoint)
+    store = store_of(run, config)
+    if not len(store.side(on)):
+        raise ValueError(
+            f"{run.path} keeps no {on} documents: train a run with data.test_fraction=0.05 (a share of its documents) "
+            "or data.test_from=SPLIT_OR_PATH"
+        )
+    told = _here(folder, config, store, on) if kind_of(folder) in BUILT_IN else None
+    if told is None:
+        told = _boxed(FoundModel(str(path), "folder", str(folder)), config, store, on, trust_sha256)
+    perplexity = math.exp(min(told["loss"], MOST_LOSS))
+    return {"run": str(run.path), "step": int(folder.name[5:]), "on": on, **told, "perplexity": perplexity}
+
+
+def store_of(run: RunFolder, config: RunConfig) -> TokenStore:
+    """What the run learned from.
+
+    The run's folder was perhaps written by a stranger's code. So it opens no folder to it but those of our own cache,
+    and no function it names is run.
+    """
+    store = remembered_store(run)
+    if store is not None and store.folder.resolve().is_relative_to((cache_dir() / "tokens").resolve()):
+        return store
+    if config.data.hook:
+        raise ValueError(
+            f"the text of {run.path} is not prepared on this machine, and its documents pass through data.hook="
+            f"{config.data.hook}: if that function is yours, `tbt data prepare --config {run.path / 'config.yaml'}` "
+            "prepares it"
+        )
+    store = open_store(config.data, None if config.model.kind in BUILT_IN else run.path / SOURCE)
+    run.check_data(store.fingerprint)
+    return store
+
+
+def _here(folder: Path, config: RunConfig, store: TokenStore, on: str) -> dict[str, Any]:
+    """In this process, out of a folder that has no room for code: what is built is what was looked at."""
+    from utils.training.evaluate_run import evaluate_checkpoint
+
+    with scratch_folder("evaluate") as pinned:
+        (pinned / CONFIG_FILE).write_bytes(read_regular(folder / CONFIG_FILE, MOST))
+        (pinned / WEIGHTS_FILE).symlink_to((folder / WEIGHTS_FILE).resolve())
+        if kind_of(pinned) not in BUILT_IN:
+            raise ValueError(f"{folder / CONFIG_FILE} changed while it was read: evaluate it again")
+        return evaluate_checkpoint(pinned, config, store, on)
+
+
+def _boxed(found: FoundModel, config: RunConfig, store: TokenStore, on: str, trust_sha256: str) -> dict[str, Any]:
+    with scratch_folder("evaluate") as folder:
+        out = folder / "told.json"
+        arguments = {
+            "folder": found.place,
+            "settings": config.model_dump(mode="json"),
+            "store": str(store.folder.resolve()),
+            "on": on,
+            "out": str(out),
+        }
+        with (folder / "log.txt").open("w+b") as log:
+            with start_for(
+                found,
+                trust_sha256,
+                "utils.training.evaluate_run:main",
+                arguments,
+                read=[*found.read, store.folder.resolve()],
+                write=[folder],
+                limits=Limits(memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+                stdout=log,
+                stderr=log,
+            ) as box:
+                ending = box.wait()
+            if ending.code:
+                raise RuntimeError(f"{found.name} could not be evaluated: {last_words(log) or ending.words}")
+            try:
+                told = json.loads(read_regular(out, MOST_TOLD))
+                error = told.get("error")
+                clean = {} if error else _clean(told)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+                raise RuntimeError(f"{found.name} gave no result that can be read: {plain(str(problem))}") from None
+    if error:
+        raise ValueError(plain(str(error)[:WORDS]))
+    return clean
+
+
+def _clean(told: dict[str, Any]) -> dict[str, Any]:
+    """What `evaluate_checkpoint` tells, read as if a stranger had written it.
+
+    Raises KeyError, TypeError or ValueError where something is missing or is of another kind.
+    """
+    if told["task"] not in TASKS:
+        raise ValueError("an unknown task")
+    numbers = {name: told[name] for name in NUMBERS}
+    for name, value in numbers.items():
+        if value is None and name in ("bits_per_byte", "entropy_floor"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise TypeError(f"{name} is no number")
+    return {"task": told["task"], **numbers}

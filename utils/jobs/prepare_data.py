@@ -1,0 +1,50 @@
+"""A run's text before its worker starts: pinned to what the network says now, or to what the run began with. No torch.
+
+A worker has no network. Which commit of a dataset, which of its splits, which tokenizer: all that is settled here, and
+written into the run's settings.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from utils.config.schema import DataConfig, MixturePart
+from utils.data.pretrained_tokenizer import pin_tokenizer
+from utils.data.sources import pin
+
+KINDS = ("model", "char", "byte", "bpe", "wordpiece", "unigram")
+PINNED = ("config", "revision", "val_from", "test_from", "tokenizer", "tokenizer_revision")
+
+
+def prepare_data(data: DataConfig, own: Path | None, known: DataConfig | None) -> tuple[DataConfig, tuple[str, ...]]:
+    """The settings with everything settled that only the network or the model knows, and each change in words.
+
+    `own` is the folder of a model from elsewhere, whose tokenizer is the one its weights understand. `known` are the
+    settings of the run, if it is gone on with: it keeps to what it has. Raises ValueError, FileNotFoundError.
+    """
+    if known is not None:
+        data = _as_known(data, known)
+    data, notes = pin(data)
+    if data.tokenizer == "auto":
+        name = "model" if own is not None and (own / "tokenizer.json").is_file() else "bpe"
+        if name == "model":
+            notes += ("data.tokenizer=model: the one the model came with",)
+        data = data.model_copy(update={"tokenizer": name})
+    if data.tokenizer not in KINDS:
+        revision = pin_tokenizer(data.tokenizer, data.tokenizer_revision)
+        data = data.model_copy(update={"tokenizer_revision": revision})
+    return data, notes
+
+
+def _as_known(data: DataConfig, known: DataConfig) -> DataConfig:
+    """The settings with what is left open in them as the run has it."""
+    updates = _open(data, known)
+    if len(data.mixture) == len(known.mixture):
+        pairs = zip(data.mixture, known.mixture, strict=True)
+        updates["mixture"] = [part.model_copy(update=_open(part, was)) for part, was in pairs]
+    return data.model_copy(update=updates)
+
+
+def _open(given: MixturePart | DataConfig, known: MixturePart | DataConfig) -> dict[str, Any]:
+    fields = type(given).model_fields
+    left = (name for name in PINNED if name in fields and getattr(given, name) == fields[name].default)
+    return {name: getattr(known, name) for name in left}
