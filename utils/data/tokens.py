@@ -98,7 +98,8 @@ class Tokens:
             return np.empty(where.shape, np.int64)
         first, last = np.searchsorted(self._ends, (where.min(), where.max()), "right") - 1
         if first == last:
-            return self._shards[first].ids()[where - self._ends[first]].astype(np.int64)
+            found: np.ndarray = self._shards[first].ids()[where - self._ends[first]].astype(np.int64)
+            return found
         out, shard = np.empty(where.shape, np.int64), np.searchsorted(self._ends, where, "right") - 1
         for i in np.unique(shard):
             there = shard == i

@@ -58,8 +58,8 @@ def test_char_knows_every_training_character_and_the_newline_between_documents(t
     store = open_store(config_of(tmp_path / "a.txt", [f"{i}é" for i in range(30)] * 2, tokenizer="char"))
     assert "\ufffd" not in store.tokenizer.decode(store.train[:].tolist())
     assert store.tokenizer.vocab_size == len("0123456789é\n\ufffd")
-    one = open_store(config_of(tmp_path / "b.txt", ["aé"], val_from=str(tmp_path / "a.txt"), tokenizer="char"))
-    assert one.tokenizer.vocab_size == len("aé\n\ufffd")
+    one = config_of(tmp_path / "b.txt", ["aé"], val_from=str(tmp_path / "a.txt"), seq_len=1, tokenizer="char")
+    assert open_store(one).tokenizer.vocab_size == len("aé\n\ufffd")
 
 
 def test_a_vocabulary_that_suits_the_text(tmp_path):
