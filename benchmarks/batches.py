@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from utils.config.schema import DataConfig
-from utils.data.batches import TrainBatches
-from utils.data.tasks import build_batches
-from utils.data.tokenizer import Tokenizer, build_tokenizer
-from utils.data.tokens import Shard, Tokens
+from utils.data.batching.batches import TrainBatches
+from utils.data.batching.tasks import build_batches
+from utils.data.storing.tokens import Shard, Tokens
+from utils.data.tokenizing.tokenizer import Tokenizer, build_tokenizer
 from utils.runtime.device import describe
 
 RESULT = Path(__file__).parent / "results" / "batches.md"

@@ -14,8 +14,8 @@ import numpy as np
 
 from utils.config.schema import DataConfig
 from utils.data.documents import Document
-from utils.data.near_duplicates import ALIKE, BANDS, ROWS, SHORT, WORDS, band_keys, similar_documents
-from utils.data.splits import FREE, DocumentTable, TableBuilder, assign_sides, count_leaks
+from utils.data.storing.near_duplicates import ALIKE, BANDS, ROWS, SHORT, WORDS, band_keys, similar_documents
+from utils.data.storing.splits import FREE, DocumentTable, TableBuilder, assign_sides, count_leaks
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

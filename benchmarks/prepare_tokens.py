@@ -32,7 +32,7 @@ def words(rng: np.random.Generator, count: int) -> list[str]:
 
 def write_text(path: Path, size: int) -> None:
     """`size` bytes of paragraphs: a bit of a story, then words drawn as in a language (Zipf)."""
-    from utils.data.stories import write_stories
+    from utils.data.reading.stories import write_stories
 
     rng = np.random.default_rng(0)
     story, known = write_stories(2_000_000, 0), words(rng, 300_000)
@@ -131,7 +131,7 @@ def settings(path: Path, vocab_size: int) -> DataConfig:
 
 def batches_seconds(store: object, count: int = 1000) -> float:
     """Seconds for `count` batches of (16, 256)."""
-    from utils.data.batches import TrainBatches
+    from utils.data.batching.batches import TrainBatches
 
     batches, begin = TrainBatches(store.train, 256, 16, 0), time.perf_counter()  # type: ignore[attr-defined]
     for k in range(count):
@@ -160,8 +160,8 @@ def main() -> None:
 
 def measure(folder: Path, size: int, vocab_size: int) -> None:
     """One table."""
-    from utils.data.sources import read_documents
-    from utils.data.token_store import open_store
+    from utils.data.reading.sources import read_documents
+    from utils.data.storing.token_store import open_store
 
     os.environ["TBT_CACHE"] = str(folder / "cache")
     folder.mkdir(parents=True, exist_ok=True)

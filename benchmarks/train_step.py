@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from utils.config.load import load_config
-from utils.data.batches import EvalBatches, TrainBatches
-from utils.data.tasks import TaskBatches
-from utils.data.token_store import open_store
+from utils.data.batching.batches import EvalBatches, TrainBatches
+from utils.data.batching.tasks import TaskBatches
+from utils.data.storing.token_store import open_store
 from utils.models.load import load_model, resolve_shape
 from utils.runs.folder import RunFolder
 from utils.runs.recorder import Recorder

@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 PREPARE = """
 import sys
 from utils.config.schema import DataConfig
-from utils.data import build_store
-from utils.data.token_store import open_store
+from utils.data.storing import build_store
+from utils.data.storing.token_store import open_store
 build_store.UNIT, build_store.SMALL, build_store.cores = 20_000, 0, lambda: 2
 config = DataConfig(source="text", path=sys.argv[1], document="line", vocab_size=600, duplicates="ignore")
 print(open_store(config).folder)

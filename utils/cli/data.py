@@ -37,8 +37,8 @@ def prepare(overrides: Overrides = None, preset: Preset = None, config: ConfigFi
     tbt data prepare data.source=text data.path=book.txt
     """
     from utils.cli.prepare_bar import prepare_bar
-    from utils.data.inspect import describe_store
-    from utils.data.token_store import open_store
+    from utils.data.looking.inspect import describe_store
+    from utils.data.storing.token_store import open_store
 
     with interruptible():
         ready = settled(preset, config, overrides)
@@ -71,8 +71,8 @@ def inspect(
     tbt data inspect data.source=text data.path=book.txt --save book.html
     """
     from utils.cli.prepare_bar import prepare_bar
-    from utils.data.inspect import inspect_data
-    from utils.data.quality import LIMIT
+    from utils.data.looking.inspect import inspect_data
+    from utils.data.looking.quality import LIMIT
 
     if save is not None and not os.access(save.parent, os.W_OK):
         raise ValueError(f"--save {save}: the folder {save.parent} is not there or cannot be written")

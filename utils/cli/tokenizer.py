@@ -11,7 +11,7 @@ from utils.cli.options import ConfigFile, Json, Overrides, Preset, print_json
 
 if TYPE_CHECKING:
     from utils.config.schema import DataConfig
-    from utils.data.tokenizer import Tokenizer
+    from utils.data.tokenizing.tokenizer import Tokenizer
 
 app = typer.Typer(help="Train a tokenizer, and look at one.", no_args_is_help=True)
 
@@ -40,9 +40,9 @@ def train(
     """
     from utils.cli.data import interruptible, settled
     from utils.cli.prepare_bar import prepare_bar
-    from utils.data.sources import prepare_source
-    from utils.data.token_store import open_store
-    from utils.data.tokenizer import KINDS
+    from utils.data.reading.sources import prepare_source
+    from utils.data.storing.token_store import open_store
+    from utils.data.tokenizing.tokenizer import KINDS
 
     _check_out(out)
     with interruptible():
@@ -89,7 +89,7 @@ def inspect(
 
     tbt tokenizer inspect runs/quickstart-abc123        tbt tokenizer inspect openai-community/gpt2 --text book.txt
     """
-    from utils.data.tokenizer_report import inspect_tokenizer
+    from utils.data.tokenizing.tokenizer_report import inspect_tokenizer
 
     if text is not None and (overrides or preset or config):
         raise ValueError("--text and settings both say which text to look at: leave one of them out")
@@ -109,7 +109,7 @@ def inspect(
 
 def _find(name: str, revision: str) -> "Tokenizer":
     """The tokenizer of a run, of a folder or of the Hub."""
-    from utils.data.pretrained_tokenizer import load_pretrained
+    from utils.data.tokenizing.pretrained_tokenizer import load_pretrained
     from utils.runs.folder import RunFolder
     from utils.runs.model_folder import model_folder
 
@@ -134,7 +134,7 @@ def _of_run(path: Path) -> Iterator[str]:
 
 def _texts(preset: str | None, config: Path | None, overrides: list[str] | None) -> Iterator[str]:
     from utils.cli.options import read_config
-    from utils.data.sources import pin, prepare_source
+    from utils.data.reading.sources import pin, prepare_source
 
     data, notes = pin(read_config(preset, config, overrides).data)
     for note in notes:
@@ -144,8 +144,8 @@ def _texts(preset: str | None, config: Path | None, overrides: list[str] | None)
 
 
 def _said(data: "DataConfig") -> Iterator[str]:
-    from utils.data.quality import words_of
-    from utils.data.sources import read_documents
+    from utils.data.looking.quality import words_of
+    from utils.data.reading.sources import read_documents
 
     return map(words_of, read_documents(data))
 

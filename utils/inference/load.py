@@ -6,8 +6,8 @@ from torch import nn
 
 from utils.config.load import load_config
 from utils.config.schema import ModelConfig, RunConfig
-from utils.data.token_store import open_store
-from utils.data.tokenizer import Tokenizer, load_tokenizer
+from utils.data.storing.token_store import open_store
+from utils.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from utils.models.folder import build_any, load_model_folder
 from utils.models.load import load_model
 from utils.runs.model_folder import model_folder

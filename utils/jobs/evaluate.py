@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.schema import BUILT_IN, RunConfig
-from utils.data.run_store import remembered_store
-from utils.data.token_store import TokenStore, open_store
+from utils.data.storing.run_store import remembered_store
+from utils.data.storing.token_store import TokenStore, open_store
 from utils.jobs.box import Limits
 from utils.jobs.describe import TASKS, WORDS, last_words, plain, start_for
 from utils.jobs.find_model import FoundModel

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.config.schema import RunConfig
-from utils.data.run_store import remember_store
-from utils.data.token_store import Progress, TokenStore, open_store
+from utils.data.storing.run_store import remember_store
+from utils.data.storing.token_store import Progress, TokenStore, open_store
 from utils.jobs.box import Box, Limits
 from utils.jobs.describe import consents, last_bytes, plain, start_for
 from utils.jobs.find_model import FoundModel

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.schema import BUILT_IN, RunConfig
-from utils.data.tokenizer import Tokenizer, tokens_needed
+from utils.data.tokenizing.tokenizer import Tokenizer, tokens_needed
 from utils.jobs.describe import clean_facts, describe_model
 from utils.jobs.find_model import FoundModel, find_model, links
 from utils.jobs.prepare_data import prepare_data

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.schema import DataConfig, MixturePart
-from utils.data.pretrained_tokenizer import pin_tokenizer
-from utils.data.sources import pin
+from utils.data.reading.sources import pin
+from utils.data.tokenizing.pretrained_tokenizer import pin_tokenizer
 
 KINDS = ("model", "char", "byte", "bpe", "wordpiece", "unigram")
 PINNED = ("config", "revision", "val_from", "test_from", "tokenizer", "tokenizer_revision")

@@ -279,7 +279,7 @@ def _memory() -> int:
 
 def _text_for(found: FoundModel, trust_sha256: str) -> list[Path]:
     """The stories in the tokens that tier 3 will ask for, made here: the boxed process cannot write the cache."""
-    from utils.data.token_store import open_store
+    from utils.data.storing.token_store import open_store
     from utils.jobs.describe import describe_model
     from utils.validation.tier3 import tier3_data
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.data.collect import ENDINGS, safe_name, save_uploads, settings_of
+from utils.data.reading.collect import ENDINGS, safe_name, save_uploads, settings_of
 
 ACCEPTED = f"{ENDINGS}, .gz, .zst, .zip"
 

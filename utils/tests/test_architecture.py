@@ -75,7 +75,8 @@ def test_every_file_says_what_it_is(path: Path):
 
 
 @pytest.mark.parametrize("module", ["utils.cli.main", "utils.config.load", "utils.jobs.launch", "utils.runs.overview",
-                                    "utils.cli.progress", "utils.notebook.display", "utils.data.inspect"])  # fmt: skip
+                                    "utils.cli.progress", "utils.notebook.display",
+                                    "utils.data.looking.inspect"])  # fmt: skip
 def test_light_modules_import_no_torch(module: str):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

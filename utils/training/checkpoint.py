@@ -17,7 +17,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
 from utils.config.schema import ModelConfig
-from utils.data.tokenizer import Tokenizer
+from utils.data.tokenizing.tokenizer import Tokenizer
 from utils.models.folder import WEIGHTS_FILE, save_model, unwrap
 from utils.runs.checkpoints import NAME, best_checkpoint, folder_name, verify
 from utils.runtime.files import fsync_file, fsync_folder, sha256_file, sha256_json, write_atomic

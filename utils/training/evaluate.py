@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from utils.data.tasks import Batch, TaskBatches
+from utils.data.batching.tasks import Batch, TaskBatches
 from utils.training.loss import count_correct, token_loss
 
 

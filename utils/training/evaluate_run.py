@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.schema import RunConfig
-from utils.data.tasks import eval_on
-from utils.data.token_store import TokenStore, store_at
+from utils.data.batching.tasks import eval_on
+from utils.data.storing.token_store import TokenStore, store_at
 from utils.inference.generate import task_of
 from utils.models.folder import load_model_folder
 from utils.runtime.device import pick_device

@@ -8,10 +8,10 @@ import torch
 
 from utils.config.load import config_hash
 from utils.config.schema import BUILT_IN, DataConfig, RunConfig
-from utils.data.run_store import remembered_store
-from utils.data.tasks import build_batches
-from utils.data.token_store import TokenStore, for_settings, open_store
-from utils.data.tokenizer import load_tokenizer, tokens_needed
+from utils.data.batching.tasks import build_batches
+from utils.data.storing.run_store import remembered_store
+from utils.data.storing.token_store import TokenStore, for_settings, open_store
+from utils.data.tokenizing.tokenizer import load_tokenizer, tokens_needed
 from utils.inference.generate import generate_text, task_of
 from utils.models.folder import read_config
 from utils.models.load import load_model, resolve_shape

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from utils.config.schema import TrainConfig
-from utils.data.tasks import TaskBatches
+from utils.data.batching.tasks import TaskBatches
 from utils.runs.recorder import Recorder
 from utils.runtime.randomness import derive_seed
 from utils.training.evaluate import count_tokens, evaluate, logits_of

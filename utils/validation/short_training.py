@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.config.schema import DataConfig, TrainConfig
-from utils.data.batches import EvalBatches, TrainBatches
-from utils.data.token_store import TokenStore, open_store
+from utils.data.batching.batches import EvalBatches, TrainBatches
+from utils.data.storing.token_store import TokenStore, open_store
 from utils.runtime.randomness import derive_seed
 from utils.training.loss import IGNORE, token_loss
 from utils.training.optim import build_optimizer

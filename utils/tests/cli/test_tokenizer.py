@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.stories import write_stories
-from utils.data.tokenizer import build_tokenizer, load_tokenizer
+from utils.data.reading.stories import write_stories
+from utils.data.tokenizing.tokenizer import build_tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[3]
 

@@ -10,7 +10,7 @@ SERVE = """
 import json, os, sys, traceback
 from huggingface_hub.utils import http_backoff
 from utils.config.schema import DataConfig
-from utils.data import hub_client, hub_source, sources
+from utils.data.reading import hub_client, hub_source, sources
 from utils.data.documents import Skipped
 
 def pin(**settings):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.batches import EvalBatches, TrainBatches, permute
+from utils.data.batching.batches import EvalBatches, TrainBatches, permute
 
 SIZES = [*range(1, 201), 255, 256, 257, 1000, 1023, 1024, 1025, 4095, 4096, 4097, 100_003]
 

@@ -3,8 +3,8 @@
 import pytest
 from tokenizers import Tokenizer as Backend
 
-from utils.data.stories import write_stories
-from utils.data.tokenizer import PIECE, Tokenizer, build_tokenizer, pieces
+from utils.data.reading.stories import write_stories
+from utils.data.tokenizing.tokenizer import PIECE, Tokenizer, build_tokenizer, pieces
 
 NASTY = [
     "", " ", "\n\n \t", "😀 e\u0301 \0\r\n ", "don't  stop", "日本語のテキスト", "x" * 300,

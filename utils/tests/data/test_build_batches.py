@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from utils.config.schema import DataConfig
-from utils.data.tasks import Batch, TaskBatches, build_batches, eval_on
-from utils.data.token_store import TokenStore, open_store
+from utils.data.batching.tasks import Batch, TaskBatches, build_batches, eval_on
+from utils.data.storing.token_store import TokenStore, open_store
 
 WORDS = "the cat dog runs over a lazy fox and bird in tree house river stone unbelievable".split()  # noqa: SIM905
 PLAIN = {"packs_documents": False, "supports_attention_mask": True}

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.config.schema import DataConfig
-from utils.data import build_store, encoders
-from utils.data.chat import encode_chat
 from utils.data.documents import SIDES
-from utils.data.encode import Encoder, Manner, Unit, encode_unit
-from utils.data.shards import WORK
-from utils.data.token_store import open_store
-from utils.data.tokenizer import build_tokenizer
+from utils.data.storing import build_store, encoders
+from utils.data.storing.encode import Encoder, Manner, Unit, encode_unit
+from utils.data.storing.shards import WORK
+from utils.data.storing.token_store import open_store
+from utils.data.tokenizing.chat import encode_chat
+from utils.data.tokenizing.tokenizer import build_tokenizer
 
 WORDS = [
     "one",
@@ -251,8 +251,8 @@ def test_the_fast_way_gives_the_ids_of_the_tokenizer(kind, texts):
 
 
 def test_a_long_text_and_many_words_are_encoded_in_parts(monkeypatch):
-    monkeypatch.setattr("utils.data.encode.BATCH", 500)
-    monkeypatch.setattr("utils.data.encode.KNOWN_WORDS", 20)
+    monkeypatch.setattr("utils.data.storing.encode.BATCH", 500)
+    monkeypatch.setattr("utils.data.storing.encode.KNOWN_WORDS", 20)
     texts = [" ".join(sentences(300)), *sentences(40), "x" * 3000]
     for kind in ("bpe", "own"):
         tokenizer = build_tokenizer("bpe", texts, 400)
@@ -304,8 +304,8 @@ def test_what_was_done_is_not_done_again(tmp_path, monkeypatch):
     damaged = building / f"{made[2]}.ids.bin"
     damaged.write_bytes(damaged.read_bytes()[:-2])
     (building / "0-train" / "00000.ids.bin.tmp-1-2").write_bytes(b"begun")
-    monkeypatch.setattr("utils.data.survey._look", lambda *_: pytest.fail("read it all once more"))
-    monkeypatch.setattr("utils.data.store_tokenizer.build_tokenizer", lambda *_: pytest.fail("learned it once more"))
+    for name in ("survey._look", "store_tokenizer.build_tokenizer"):
+        monkeypatch.setattr(f"utils.data.storing.{name}", lambda *_: pytest.fail("done once more"))
     first = list(made)
     assert contents(open_store(config).folder) == expected
     assert made[8:] == [made[2], *made[8:][1:]]

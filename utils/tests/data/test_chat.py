@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.chat import CHAT_TOKENS, DEFAULT_TEMPLATE, Segment, encode_chat, render, roles_of, segments
-from utils.data.tokenizer import END, build_tokenizer, load_tokenizer
+from utils.data.tokenizing.chat import CHAT_TOKENS, DEFAULT_TEMPLATE, Segment, encode_chat, render, roles_of, segments
+from utils.data.tokenizing.tokenizer import END, build_tokenizer, load_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be kind."},

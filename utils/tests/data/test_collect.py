@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.config.load import load_config
-from utils.data.collect import safe_name, save_texts, save_uploads, settings_for, settings_of, unpack
-from utils.data.sources import read_documents
+from utils.data.reading.collect import safe_name, save_texts, save_uploads, settings_for, settings_of, unpack
+from utils.data.reading.sources import read_documents
 
 ROWS = st.one_of(st.text(), st.dictionaries(st.text(), st.none() | st.integers() | st.text(), min_size=1))
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from utils.config.schema import DataConfig
-from utils.data.columns import Columns, choose_columns, kind_of, to_document
 from utils.data.documents import BadRow
+from utils.data.reading.columns import Columns, choose_columns, kind_of, to_document
 
 
 def chosen(kinds, task="auto", **settings):

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.drift import by_chance, divergence, drift, largest_gap, sample_tokens
-from utils.data.tokenizer import build_tokenizer
-from utils.data.tokens import Shard, Tokens
+from utils.data.looking.drift import by_chance, divergence, drift, largest_gap, sample_tokens
+from utils.data.storing.tokens import Shard, Tokens
+from utils.data.tokenizing.tokenizer import build_tokenizer
 
 TEXTS = Path(__file__).parents[4] / "shared" / "data"
 COUNTS = st.lists(st.integers(0, 1000), min_size=3, max_size=3).filter(any)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.examples import Blocks, Documents, Spans, best_fit, lay, next_fit
-from utils.data.tokens import Shard, Tokens
+from utils.data.batching.examples import Blocks, Documents, Spans, best_fit, lay, next_fit
+from utils.data.storing.tokens import Shard, Tokens
 
 QUICK = settings(deadline=None, max_examples=60)
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=30)

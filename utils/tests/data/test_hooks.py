@@ -6,8 +6,8 @@ import pytest
 
 from utils.config.schema import DataConfig
 from utils.data.documents import Document
-from utils.data.hooks import hook_key, load_hook
-from utils.data.sources import read_documents, source_key
+from utils.data.reading.hooks import hook_key, load_hook
+from utils.data.reading.sources import read_documents, source_key
 
 
 def hook(folder, code, name="change", file="mine.py"):

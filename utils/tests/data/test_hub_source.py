@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("datasets", reason="needs datasets")
 
 from utils.config.schema import DataConfig
-from utils.data.hub_client import datasets_library
-from utils.data.hub_source import hub_key
+from utils.data.reading.hub_client import datasets_library
+from utils.data.reading.hub_source import hub_key
 from utils.tests.data.dataset_client import Client
 from utils.tests.data.dataset_server import DatasetHub, parquet
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from utils.config.schema import DataConfig
-from utils.data.inspect import describe_store, inspect_data
-from utils.data.token_store import open_store
+from utils.data.looking.inspect import describe_store, inspect_data
+from utils.data.storing.token_store import open_store
 
 LINES = ['<b>Tom & "Jerry"</b>', *(f"one\ttwo\\ é number {i}" for i in range(400))]
 

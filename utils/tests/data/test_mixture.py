@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.mixture import SLOTS, Mixture, share_out
-from utils.data.order import InOrder, Shuffled
+from utils.data.batching.mixture import SLOTS, Mixture, share_out
+from utils.data.batching.order import InOrder, Shuffled
 
 QUICK = settings(deadline=None, max_examples=25)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.near_duplicates import ALIKE, BANDS, CHUNK, ROWS, SHORT, WORDS, band_keys, similar_documents
+from utils.data.storing.near_duplicates import ALIKE, BANDS, CHUNK, ROWS, SHORT, WORDS, band_keys, similar_documents
 
 ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared" / "data"
@@ -82,7 +82,7 @@ def test_keys_do_not_depend_on_the_neighbours(texts: list[str], draw: random.Ran
 def test_keys_are_the_same_in_every_process_and_on_every_machine():
     text = " ".join(f"word{i % 40} {i}" for i in range(200))
     code = (
-        "import hashlib; from utils.data.near_duplicates import band_keys;"
+        "import hashlib; from utils.data.storing.near_duplicates import band_keys;"
         f"print(hashlib.sha256(band_keys([{text!r}, 'A short one: naïve 漢字.']).astype('<u8').tobytes()).hexdigest())"
     )
     said = {

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.order import WINDOW, Bucketed, Draws, InOrder, Shuffled, distinct
+from utils.data.batching.order import WINDOW, Bucketed, Draws, InOrder, Shuffled, distinct
 
 QUICK = settings(deadline=None, max_examples=40)
 

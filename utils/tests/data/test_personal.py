@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.personal import Personal, iban_is_right, luhn, mask, masked, personal_strings
+from utils.data.looking.personal import Personal, iban_is_right, luhn, mask, masked, personal_strings
 
 TEXTS = Path(__file__).parents[4] / "shared" / "data"
 

@@ -10,11 +10,11 @@ import pytest
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from utils.data.pretrained_tokenizer import fetch_tokenizer, load_pretrained, pin_tokenizer
-from utils.data.round_trip import count_loss
-from utils.data.stories import write_stories
-from utils.data.text_pieces import PIECE
-from utils.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from utils.data.reading.stories import write_stories
+from utils.data.tokenizing.pretrained_tokenizer import fetch_tokenizer, load_pretrained, pin_tokenizer
+from utils.data.tokenizing.round_trip import count_loss
+from utils.data.tokenizing.text_pieces import PIECE
+from utils.data.tokenizing.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from utils.tests.models.hub_server import Hub
 
 ROOT = Path(__file__).parents[3]
@@ -112,7 +112,7 @@ def hub(monkeypatch, tmp_path, published):
 
 PROGRAM = """
 import json, sys
-from utils.data.pretrained_tokenizer import fetch_tokenizer, load_pretrained, pin_tokenizer
+from utils.data.tokenizing.pretrained_tokenizer import fetch_tokenizer, load_pretrained, pin_tokenizer
 for words in json.loads(sys.argv[1]):
     try:
         folder = fetch_tokenizer(*words)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from utils.config.schema import DataConfig
-from utils.data.preview import preview, preview_store, rows_of
-from utils.data.tasks import build_batches
-from utils.data.token_store import TokenStore, open_store
+from utils.data.batching.tasks import build_batches
+from utils.data.looking.preview import preview, preview_store, rows_of
+from utils.data.storing.token_store import TokenStore, open_store
 
 
 @pytest.fixture(autouse=True)

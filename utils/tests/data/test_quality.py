@@ -7,10 +7,10 @@ import tracemalloc
 import pytest
 
 from utils.data.documents import Document
-from utils.data.quality import check_documents, words_of
-from utils.data.report import SEVERITIES
-from utils.data.scripts import in_words, script_shares
-from utils.data.tokenizer import build_tokenizer
+from utils.data.looking.quality import check_documents, words_of
+from utils.data.looking.report import SEVERITIES
+from utils.data.looking.scripts import in_words, script_shares
+from utils.data.tokenizing.tokenizer import build_tokenizer
 
 WORDS = "the river ran below an old stone bridge where two foxes watched seven boats carry salt over cold water".split()  # noqa: SIM905
 

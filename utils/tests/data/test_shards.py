@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from utils.data.shards import (
+from utils.data.storing.shards import (
     FORMAT,
     INFO,
     WORK,

@@ -12,8 +12,16 @@ from pyarrow import parquet
 
 from utils.config.schema import DataConfig, MixturePart
 from utils.data.documents import Skipped
-from utils.data.sources import VAL_STORIES, floor_nats, parts_of, pin, prepare_source, read_documents, source_key
-from utils.data.stories import read_stories, story_nats, write_stories
+from utils.data.reading.sources import (
+    VAL_STORIES,
+    floor_nats,
+    parts_of,
+    pin,
+    prepare_source,
+    read_documents,
+    source_key,
+)
+from utils.data.reading.stories import read_stories, story_nats, write_stories
 from utils.tests.data.dataset_server import DatasetHub
 
 ROOT = Path(__file__).parents[3]
@@ -226,7 +234,7 @@ def test_other_text_has_no_known_probability(tmp_path):
 THROUGH = """
 import json, sys
 from utils.config.schema import DataConfig
-from utils.data.sources import pin, prepare_source, read_documents, source_key
+from utils.data.reading.sources import pin, prepare_source, read_documents, source_key
 found = []
 for settings in json.loads(sys.argv[1]):
     config, notes = pin(DataConfig(**settings))

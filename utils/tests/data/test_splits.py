@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from utils.config.schema import DataConfig
 from utils.data.documents import Document
-from utils.data.splits import (
+from utils.data.storing.splits import (
     FREE,
     LEFT_OUT,
     TEST,
@@ -168,7 +168,7 @@ def test_more_documents_move_none(seed: int, n: int, duplicates: str, data: st.D
 def test_sides_are_the_same_in_every_process():
     code = (
         "import json, sys; from utils.config.schema import DataConfig; from utils.data.documents import Document;"
-        "from utils.data.splits import TableBuilder, assign_sides; builder = TableBuilder();"
+        "from utils.data.storing.splits import TableBuilder, assign_sides; builder = TableBuilder();"
         "builder.add([Document(text=text) for text in json.load(sys.stdin)]);"
         "print(assign_sides(builder.table(), DataConfig()).tolist())"
     )

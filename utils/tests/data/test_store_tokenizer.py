@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from utils.config.schema import DataConfig
-from utils.data import store_tokenizer
-from utils.data.chat import DEFAULT_TEMPLATE
-from utils.data.survey import survey_of
-from utils.data.token_store import open_store
-from utils.data.tokenizer import load_tokenizer
+from utils.data.storing import store_tokenizer
+from utils.data.storing.survey import survey_of
+from utils.data.storing.token_store import open_store
+from utils.data.tokenizing.chat import DEFAULT_TEMPLATE
+from utils.data.tokenizing.tokenizer import load_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from collections import Counter
 
 import pytest
 
-from utils.data import stories as module
-from utils.data import story_words as words
-from utils.data.stories import (
+from utils.data.reading import stories as module
+from utils.data.reading import story_words as words
+from utils.data.reading.stories import (
     ALL_OPTIONS,
     NotAStory,
     Options,
@@ -75,7 +75,7 @@ def test_the_corpus_is_pinned() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "4242"])
 def test_the_corpus_does_not_depend_on_the_process(hash_seed: str) -> None:
-    code = "import sys; from utils.data.stories import write_stories; sys.stdout.write(write_stories(20_000, 7))"
+    code = "import sys; from utils.data.reading.stories import write_stories; print(end=write_stories(20_000, 7))"
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     run = subprocess.run(

@@ -17,8 +17,8 @@ from pyarrow import parquet
 
 from utils.config.schema import DataConfig
 from utils.data.documents import BadRow, Skipped
-from utils.data.tables import table_documents
-from utils.data.text_files import find_files
+from utils.data.reading.tables import table_documents
+from utils.data.reading.text_files import find_files
 
 LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 # What a csv writer puts into quotes always comes back; outside them a carriage return or an empty line would not.
@@ -273,7 +273,7 @@ def test_a_file_without_rows_is_passed_over(tmp_path):
 PEAK = """
 import resource, sys
 from utils.config.schema import DataConfig
-from utils.data.sources import read_documents
+from utils.data.reading.sources import read_documents
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def read(path): return sum(len(one.text) for one in read_documents(DataConfig(source=sys.argv[1], path=path)))
 read(sys.argv[2])

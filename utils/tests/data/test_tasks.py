@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.batches import EvalBatches, Once, Running, TrainBatches
-from utils.data.examples import Blocks, Documents
-from utils.data.order import Shuffled
-from utils.data.questions import Causal, Classified, Masked, Question, Seq2Seq, Shown
-from utils.data.tasks import Batch, TaskBatches
-from utils.data.tokenizer import build_tokenizer, tokens_needed
-from utils.data.tokens import Shard, Tokens
+from utils.data.batching.batches import EvalBatches, Once, Running, TrainBatches
+from utils.data.batching.examples import Blocks, Documents
+from utils.data.batching.order import Shuffled
+from utils.data.batching.questions import Causal, Classified, Masked, Question, Seq2Seq, Shown
+from utils.data.batching.tasks import Batch, TaskBatches
+from utils.data.storing.tokens import Shard, Tokens
+from utils.data.tokenizing.tokenizer import build_tokenizer, tokens_needed
 
 IDS = np.arange(1000, dtype=np.uint16) % 97
 MASK = 97

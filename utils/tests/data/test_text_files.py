@@ -16,18 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.documents import BadRow, Skipped
-from utils.data.text_files import (
-    LONG,
-    LONGEST,
-    SHORTEST,
-    find_files,
-    fine_passages,
-    lines,
-    passage_end,
-    passages,
-    text_documents,
-)
-from utils.data.text_stream import text_blocks
+from utils.data.reading import text_files
+from utils.data.reading.text_files import LONG, LONGEST, SHORTEST, find_files, lines, passage_end, text_documents
+from utils.data.reading.text_stream import text_blocks
 
 LETTERS = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -299,7 +290,7 @@ LONG_TEXTS = st.lists(PIECES, max_size=30).map("".join)
 
 
 def cut(text):
-    return [passage for _, passage in passages([text], "x")]
+    return [passage for _, passage in text_files.passages([text], "x")]
 
 
 @given(LONG_TEXTS, LONG_TEXTS, st.lists(st.integers(0, 40_000), max_size=4))
@@ -307,7 +298,7 @@ def cut(text):
 def test_passages_are_the_text_and_what_is_added_changes_only_the_last(text, more, cuts):
     edges = [0, *sorted(min(at, len(text)) for at in cuts), len(text)]
     blocks = [text[a:b] for a, b in pairwise(edges)]
-    found = list(passages(blocks, "x"))
+    found = list(text_files.passages(blocks, "x"))
     parts = [passage for _, passage in found]
     assert "".join(parts) == text
     assert parts == cut(text), "the same however the text comes"
@@ -338,8 +329,8 @@ def test_a_passage_ends_at_an_empty_line_or_else_a_line_or_else_anywhere(text, e
 @given(st.text("ab\n ", max_size=300), st.text("ab\n ", max_size=300), st.integers(1, 40))
 @settings(deadline=None, max_examples=60)
 def test_a_short_file_has_several_passages_and_appending_moves_none(text, more, times):
-    parts = [passage for _, passage in fine_passages([text * times], "x")]
-    longer = [passage for _, passage in fine_passages([text * times + more], "x")]
+    parts = [passage for _, passage in text_files.fine_passages([text * times], "x")]
+    longer = [passage for _, passage in text_files.fine_passages([text * times + more], "x")]
     assert "".join(parts) == text * times
     assert longer[: max(0, len(parts) - 1)] == parts[:-1]
     assert len(parts) >= len(text * times) / (LONGEST * SHORTEST)
@@ -363,7 +354,7 @@ def test_passages_say_where_they_begin(tmp_path):
 
 PEAK = """
 import resource, sys
-from utils.data.text_files import find_files, text_documents
+from utils.data.reading.text_files import find_files, text_documents
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def read(path, document): return sum(len(one.text) for one in text_documents(find_files(path, "text"), document))
 import gzip, zstandard

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from utils.config.schema import DataConfig
-from utils.data.sources import read_documents
-from utils.data.stories import story_nats
-from utils.data.token_store import open_store, store_at
+from utils.data.reading.sources import read_documents
+from utils.data.reading.stories import story_nats
+from utils.data.storing.token_store import open_store, store_at
 
 ROOT = Path(__file__).parents[3]
 REAL = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
@@ -25,7 +25,7 @@ PARTS = [
 OPEN = """
 import sys
 from utils.config.schema import DataConfig
-from utils.data.token_store import open_store
+from utils.data.storing.token_store import open_store
 print("ready", flush=True)
 for path in map(str.strip, sys.stdin):
     try:

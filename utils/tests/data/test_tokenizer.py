@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from utils.data.tokenizer import PIECE, UNKNOWN, build_tokenizer, load_tokenizer
+from utils.data.tokenizing.tokenizer import PIECE, UNKNOWN, build_tokenizer, load_tokenizer
 
 NASTY = [
     "",

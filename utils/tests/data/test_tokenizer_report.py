@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from utils.data.stories import write_stories
-from utils.data.tokenizer import END, KINDS, UNKNOWN, build_tokenizer
-from utils.data.tokenizer_report import inspect_tokenizer
+from utils.data.reading.stories import write_stories
+from utils.data.tokenizing.tokenizer import END, KINDS, UNKNOWN, build_tokenizer
+from utils.data.tokenizing.tokenizer_report import inspect_tokenizer
 
 STORIES = write_stories(30_000)
 HELD = [write_stories(2_000, seed=1), "é 😀", "", "<script>alert(1)</script>\n\n"]
@@ -58,7 +58,7 @@ def test_without_a_text_it_shows_the_vocabulary():
 
 
 def test_one_long_text_is_sampled_all_over_and_taken_in_bounds(monkeypatch):
-    monkeypatch.setattr("utils.data.tokenizer_report.MOST_TEXT", 10_000)
+    monkeypatch.setattr("utils.data.tokenizing.tokenizer_report.MOST_TEXT", 10_000)
     report = inspect_tokenizer(build_tokenizer("bpe", STORIES, 400), (STORIES for _ in range(10**9)))
     assert (report.texts, report.characters) == (1, 10_000)
     assert len(report.samples) == 3

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.tokens import Shard, Tokens, as_tokens, joined
+from utils.data.storing.tokens import Shard, Tokens, as_tokens, joined
 
 
 def made(parts, folder=None):

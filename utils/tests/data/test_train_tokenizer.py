@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.round_trip import count_loss
-from utils.data.stories import write_stories
-from utils.data.text_pieces import PIECE
-from utils.data.tokenizer import END, KINDS, TRAINED, UNKNOWN, Tokenizer, build_tokenizer, load_tokenizer
-from utils.data.train_tokenizer import LONGEST_WORD, suggest_vocab_size
+from utils.data.reading.stories import write_stories
+from utils.data.tokenizing.round_trip import count_loss
+from utils.data.tokenizing.text_pieces import PIECE
+from utils.data.tokenizing.tokenizer import END, KINDS, TRAINED, UNKNOWN, Tokenizer, build_tokenizer, load_tokenizer
+from utils.data.tokenizing.train_tokenizer import LONGEST_WORD, suggest_vocab_size
 
 ROOT = Path(__file__).parents[3]
 STORIES = write_stories(60_000)
@@ -128,8 +128,8 @@ def test_wrong_requests_are_said_in_words(kind):
 PROGRAM = """
 import hashlib, sys
 from pathlib import Path
-from utils.data.stories import write_stories
-from utils.data.tokenizer import KINDS, build_tokenizer
+from utils.data.reading.stories import write_stories
+from utils.data.tokenizing.tokenizer import KINDS, build_tokenizer
 for kind in KINDS:
     print(kind, build_tokenizer(kind, [write_stories(60_000), "é😀 \\0 " * 99], 700).fingerprint)
 """

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from utils.config.schema import ModelShape
-from utils.data.tokenizer import build_tokenizer
+from utils.data.tokenizing.tokenizer import build_tokenizer
 from utils.inference.generate import generate_ids, generate_text, stop_ids_of
 from utils.models.registry import build_model
 

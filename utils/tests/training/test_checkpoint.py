@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from utils.config.schema import ModelConfig, ModelShape
-from utils.data.tokenizer import build_tokenizer
+from utils.data.tokenizing.tokenizer import build_tokenizer
 from utils.models.registry import build_model
 from utils.runs.checkpoints import best_checkpoint, newest_checkpoint, verify
 from utils.training.checkpoint import Checkpointer, load_checkpoint

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.config.schema import ModelShape, TrainConfig
-from utils.data.tasks import Batch
+from utils.data.batching.tasks import Batch
 from utils.models.registry import build_model
 from utils.runs.folder import RunFolder
 from utils.runs.recorder import Recorder

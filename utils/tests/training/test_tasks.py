@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from utils.config.schema import DataConfig
-from utils.data.token_store import open_store
+from utils.data.storing.token_store import open_store
 from utils.training.run import choose_task
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from utils.config.schema import ModelShape, TrainConfig
-from utils.data.batches import EvalBatches, TrainBatches
-from utils.data.stories import story_nats, write_stories
-from utils.data.tasks import TaskBatches
-from utils.data.tokenizer import build_tokenizer
+from utils.data.batching.batches import EvalBatches, TrainBatches
+from utils.data.batching.tasks import TaskBatches
+from utils.data.reading.stories import story_nats, write_stories
+from utils.data.tokenizing.tokenizer import build_tokenizer
 from utils.models.registry import build_model
 from utils.runs.folder import RunFolder
 from utils.runs.recorder import Recorder

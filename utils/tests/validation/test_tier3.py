@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from utils.config.schema import ModelShape, TrainConfig
-from utils.data.token_store import open_store
+from utils.data.storing.token_store import open_store
 from utils.models.registry import KINDS, build_model
 from utils.validation import short_training, tier3
 from utils.validation.baselines import equal_shape
@@ -113,7 +113,7 @@ def test_a_vocabulary_that_is_too_small_is_skipped_in_words():
 
 def test_the_checks_write_nothing_into_a_cache_that_is_prepared(monkeypatch, small_steps):
     folder = open_store(tier3_data(V, BLOCK)).folder
-    monkeypatch.setattr("utils.data.token_store.build", lambda *_: pytest.fail("wrote the store again"))
+    monkeypatch.setattr("utils.data.storing.token_store.build", lambda *_: pytest.fail("wrote the store again"))
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert CHECKS["stories"](subject_of(steps=2)).values["steps"] == 2
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}

@@ -1,0 +1,321 @@
+"""Which document goes where: a table of all documents, and the side of each; knows nothing of tokens and sources."""
+
+import json
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.config.schema import DataConfig
+from utils.data.documents import SIDES, Document
+from utils.data.storing.near_duplicates import BANDS, Similar, keys_of, similar_documents
+
+TRAIN, VAL, TEST = range(3)
+LEFT_OUT = 3  # on no side
+FREE = 255  # the source does not say which side
+FIXED = {"": FREE, **{name: side for side, name in enumerate(SIDES)}}
+COLUMNS = {"content": np.uint64, "characters": np.uint32, "fixed": np.uint8, "part": np.uint16, "keys": np.uint64}
+
+
+@dataclass
+class DocumentTable:
+    """What deciding needs to know of each document, one row each in reading order: 150 bytes a document."""
+
+    content: np.ndarray
+    """uint64 (n,): hash of all it says."""
+    characters: np.ndarray
+    """uint32 (n,); 0 = nothing but white space."""
+    fixed: np.ndarray
+    """uint8 (n,): the side that the source itself gives it, an index in SIDES; 255 = none."""
+    part: np.ndarray
+    """uint16 (n,): which part of a mixture it is from."""
+    keys: np.ndarray
+    """uint64 (n, BANDS): near-duplicate keys; 0 = none."""
+    _similar: Similar | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def held(self) -> np.ndarray:
+        """bool (n,): the source itself keeps it for validation or test."""
+        return (self.fixed == VAL) | (self.fixed == TEST)
+
+    def similar(self) -> Similar:
+        """Which documents are alike, those that the source holds out counting as first; looked for once."""
+        if self._similar is None:
+            held = self.held()
+            if (held[1:] <= held[:-1]).all():  # as sources give them
+                self._similar = similar_documents(self.content, self.keys)
+            else:
+                order = np.argsort(~held, kind="stable")
+                found = similar_documents(self.content[order], self.keys[order])
+                first = np.empty(len(self), np.int64)
+                first[order] = order[found.first]
+                self._similar = Similar(first, order[found.earlier], order[found.later])
+        return self._similar
+
+
+class TableBuilder:
+    """Makes the table, a batch of documents after the other."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._made: DocumentTable | None = None
+        self._columns = {name: np.empty((0, BANDS) if name == "keys" else 0, kind) for name, kind in COLUMNS.items()}
+
+    def add(self, documents: list[Document]) -> None:
+        """Note the next documents. Batches of some MB of text are fast; how they are cut decides nothing."""
+        words = [_words(document) for document in documents]
+        texts = [text.encode("utf-8", "surrogatepass") for text in words]
+        self._append(
+            content=[_content(document, text) for document, text in zip(documents, texts, strict=True)],
+            characters=[0 if not text or text.isspace() else min(len(text), 2**32 - 1) for text in words],
+            fixed=[FIXED[document.side] for document in documents],
+            part=[document.part for document in documents],
+            keys=keys_of(texts),
+        )
+
+    def table(self) -> DocumentTable:
+        """The table of all documents. It takes the builder's arrays: nothing can be added after this."""
+        if self._made is None:
+            columns, self._columns = self._columns, {}
+            self._made = DocumentTable(**{name: column[: self._rows] for name, column in columns.items()})
+        return self._made
+
+    def _append(self, **rows: Any) -> None:
+        assert self._columns, "the table is already made"
+        start, end = self._rows, self._rows + len(rows["content"])
+        for name, values in rows.items():
+            column = self._columns[name]
+            if end > len(column):  # in place (realloc), so that growing needs no second copy
+                column.resize((max(end, len(column) * 5 // 4), *column.shape[1:]), refcheck=False)
+            column[start:end] = values
+        self._rows = end
+
+
+def save_table(table: DocumentTable, path: Path) -> None:
+    """Write a table as one .npz of plain arrays."""
+    with path.open("wb") as file:
+        np.savez(file, **{name: getattr(table, name) for name in COLUMNS})
+
+
+def load_table(path: Path) -> DocumentTable:
+    """Read what `save_table` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return DocumentTable(**{name: arrays[name] for name in COLUMNS})
+
+
+def assign_sides(table: DocumentTable, config: DataConfig) -> np.ndarray:
+    """The side of every document: uint8 (n,), an index in SIDES, or LEFT_OUT.
+
+    By content: the hash of what a document says is a number in [0, 1); below data.val_fraction it is for validation,
+    then for test. So a document's side depends on no other, but for these cases (data.duplicates=together): documents
+    that are almost alike follow the first of them; one that is like documents of several sides, or like one that the
+    source itself holds out, is left out. Only earlier documents count, so that adding text moves none. A part that has
+    validation documents of its own (data.val_from) gives no others, and the same for test.
+
+    Where the hash finds no validation document (there are few), the one with the smallest hash is it, with all that
+    follow it, until one comes that is below the fraction or has a smaller hash: that document alone may change places.
+    Where nothing is left to train on, it is the one with the largest.
+
+    By position: validation is the last data.val_fraction of each part's characters, test the stretch before it, both in
+    whole documents; a document that is like one of either is left out of training.
+
+    data.duplicates=drop keeps only the first of those that are alike (and all that the source holds out); ignore looks
+    at none.
+
+    Raises:
+        ValueError: there are not two different documents, or all are alike.
+    """
+    by = _by_position if config.split_by == "position" else _by_content
+    sides = by(table, config)
+    for side in (TRAIN, VAL):
+        if not (sides == side).any():
+            raise ValueError(_why_empty(table, sides, config))
+    return sides
+
+
+def count_leaks(table: DocumentTable, sides: np.ndarray) -> int:
+    """How many training documents are like one of validation or test."""
+    return int((_near_held(table, sides) & (sides == TRAIN)).sum())
+
+
+def describe_sides(table: DocumentTable, sides: np.ndarray) -> dict[str, int]:
+    """What people want to know: documents of each side and their characters, duplicates, what was left out, leaks."""
+    similar = table.similar()
+    words = table.characters > 0
+    same = (similar.first != np.arange(len(table))) & words
+    near = np.zeros(len(table), bool)
+    near[similar.later] = True
+    counts = {name: int((sides == side).sum()) for side, name in enumerate(SIDES)}
+    counts |= {f"{name}_characters": int(table.characters[sides == side].sum()) for side, name in enumerate(SIDES)}
+    return counts | {
+        "left_out": int(((sides == LEFT_OUT) & words).sum()),
+        "blank": int((~words).sum()),
+        "exact_duplicates": int(same.sum()),
+        "near_duplicates": int((near & ~same).sum()),
+        "leaks": count_leaks(table, sides),
+    }
+
+
+# ---- By content ----
+
+
+def _by_content(table: DocumentTable, config: DataConfig) -> np.ndarray:
+    """The side that the hash gives, then duplicates, then the rescue of an empty side."""
+    own = _own_sides(table, config)
+    sides, leads = _follow(table, own, config)
+    for empty, other, extreme in ((VAL, TRAIN, np.min), (TRAIN, VAL, np.max)):
+        if (sides == empty).any():
+            continue
+        spare = np.unique(table.content[leads & (sides == other)])
+        enough = len(spare) + (~leads & (table.fixed == other) & (sides == other)).any() > 1
+        givers = leads & (sides == (other if enough else TEST))
+        if givers.any():
+            own[(table.fixed == FREE) & (table.content == extreme(table.content[givers]))] = empty
+            sides, leads = _follow(table, own, config)
+    return sides
+
+
+def _own_sides(table: DocumentTable, config: DataConfig) -> np.ndarray:
+    """The side that the source or else the hash gives each document, whatever the others are: uint8 (n,)."""
+    sides = np.full(len(table), TRAIN, np.uint8)
+    for part in np.unique(table.part):
+        mine = table.part == part
+        val, test = _fractions(table, mine, config)
+        free = mine & (table.fixed == FREE)
+        sides[free & _below(table.content, val + test)] = TEST
+        sides[free & _below(table.content, val)] = VAL
+    given = table.fixed != FREE
+    sides[given] = table.fixed[given]
+    sides[table.characters == 0] = LEFT_OUT
+    return sides
+
+
+def _below(content: np.ndarray, share: float) -> np.ndarray:
+    """Whether a hash, read as a number in [0, 1), is below a share: bool (n,)."""
+    return content < np.uint64(round(share * 2**64)) if share else np.zeros(len(content), bool)
+
+
+def _fractions(table: DocumentTable, mine: np.ndarray, config: DataConfig) -> tuple[float, float]:
+    """The shares of a part's free documents that are for validation and test: none where it brings its own."""
+    fixed = table.fixed[mine]
+    return (
+        0.0 if (fixed == VAL).any() else config.val_fraction,
+        0.0 if (fixed == TEST).any() else config.test_fraction,
+    )
+
+
+def _follow(table: DocumentTable, own: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The sides once documents follow those they are like, uint8 (n,), and which of them follow none, bool (n,)."""
+    leads = (table.fixed == FREE) & (own != LEFT_OUT)
+    if config.duplicates == "ignore":
+        return own, leads
+    similar, drop, held = table.similar(), config.duplicates == "drop", table.held()
+    sides = own.copy()
+    for document, earlier in similar.of_later():  # decided after all that it may follow
+        if not leads[document]:
+            continue
+        placed = earlier[sides[earlier] != LEFT_OUT]
+        if not len(placed):
+            continue
+        side = sides[placed[0]]
+        apart = drop or held[placed].any() or (sides[placed] != side).any()
+        sides[document] = LEFT_OUT if apart else side
+        leads[document] = False
+    copies = leads & (similar.first != np.arange(len(table)))
+    of = similar.first[copies]
+    sides[copies] = np.where(drop | held[of], LEFT_OUT, sides[of])
+    leads[copies] = False
+    return sides, leads
+
+
+# ---- By position ----
+
+
+def _by_position(table: DocumentTable, config: DataConfig) -> np.ndarray:
+    """The last characters of each part for validation, those before for test, in whole documents."""
+    given = table.fixed != FREE
+    words = table.characters > 0
+    sides = np.where(given & words, table.fixed, LEFT_OUT).astype(np.uint8)
+    kept = ~given & words
+    if config.duplicates == "drop":
+        fate, _ = _follow(table, np.where(given, table.fixed, TRAIN).astype(np.uint8), config)
+        kept &= fate != LEFT_OUT
+    for part in np.unique(table.part[kept]):
+        val, test = _fractions(table, table.part == part, config)
+        rows = np.flatnonzero(kept & (table.part == part))
+        characters = table.characters[rows].astype(np.float64)
+        middle = (characters.cumsum() - characters / 2) / characters.sum()  # of each document, in the part's length
+        sides[rows] = np.where(middle >= 1 - val, VAL, np.where(middle >= 1 - val - test, TEST, TRAIN))
+        if val and len(rows) > 1:
+            sides[rows[-1]] = VAL
+        sides[rows[0]] = TRAIN
+    if config.duplicates == "together":
+        sides[_near_held(table, sides) & (sides == TRAIN) & ~given] = LEFT_OUT
+    return sides
+
+
+# ---- What both need ----
+
+
+def _near_held(table: DocumentTable, sides: np.ndarray) -> np.ndarray:
+    """Which documents are like one of validation or test, or are one: bool (n,)."""
+    similar = table.similar()
+    held = np.zeros(len(table), bool)  # by the first of the documents that say exactly the same
+    held[similar.first[(sides == VAL) | (sides == TEST)]] = True
+    near = held.copy()
+    near[similar.later[held[similar.earlier]]] = True
+    near[similar.earlier[held[similar.later]]] = True
+    return near[similar.first]
+
+
+def _why_empty(table: DocumentTable, sides: np.ndarray, config: DataConfig) -> str:
+    """Why there is nothing to train on or to validate on, and what to do."""
+    said = np.unique(table.content[table.characters > 0])
+    if not len(said):
+        return "there is no text to learn from: every document is empty. Look at what data.path or data.name holds"
+    if len(said) == 1:
+        return (
+            f"there is only one document ({int(table.characters.max()):,} characters), and validation needs another: "
+            "set data.document=passage or line, or name validation text with data.val_from"
+        )
+    if table.held().any() and not (sides == TRAIN).any() and (table.fixed == FREE).any():
+        return (
+            f"nothing is left to train on: all {int((table.fixed == FREE).sum()):,} other documents are almost the "
+            "same as those of validation or test (data.val_from, data.test_from). Name other text for one of them, or "
+            "set data.duplicates=ignore"
+        )
+    if table.held().any() and not (table.fixed == FREE).any():
+        return "all documents are for validation or test (data.val_from, data.test_from): name text to train on too"
+    apart = all(len(np.unique(table.content[(table.part == part)])) == 1 for part in np.unique(table.part))
+    if config.split_by == "position" and apart:
+        return (
+            "each source has only one document, so that none can be the last one: set data.document=passage or line, "
+            "or data.split_by=content"
+        )
+    return (
+        f"all {len(said):,} different documents are almost alike, so that none can be kept for validation: set "
+        "data.duplicates=ignore if only their form is the same, or name other text with data.val_from"
+    )
+
+
+# ---- One row ----
+
+
+def _words(document: Document) -> str:
+    """All the text of a document, the label aside: what a near-duplicate shares."""
+    if document.messages is not None:
+        return "\n".join(message["content"] for message in document.messages)
+    return document.text if document.target is None else f"{document.text}\n{document.target}"
+
+
+def _content(document: Document, text: bytes) -> int:
+    """64 bits of all that a document says. Text alone is hashed as it is; JSON keeps the fields of others apart."""
+    if document.target is None and document.label is None and document.messages is None:
+        return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+    fields = [document.text, document.target, document.label, document.messages]
+    framed = json.dumps(fields, sort_keys=True).encode()
+    return int.from_bytes(blake2b(framed, digest_size=8, person=b"fields").digest(), "little")
