@@ -107,8 +107,9 @@ def launch(config: RunConfig, own_session: bool = False, progress: Progress | No
     run.create(config)
     place(prepared)
     remember_store(run, store)
+    notes = (*prepared.notes, *(f"data: {words}" for words in store.warnings())) if is_new else prepared.notes
     if is_locked(run.path) or run.status() == "completed":
-        return Job(run, notes=prepared.notes)
+        return Job(run, notes=notes)
     if prepared.found is not None:
         if not run.read_json("environment"):
             run.write_json("environment", environment())
@@ -118,7 +119,7 @@ def launch(config: RunConfig, own_session: bool = False, progress: Progress | No
             if is_new:
                 remove_tree(run.path)
             raise
-        return Job(run, box.process, is_new, box, prepared.notes)
+        return Job(run, box.process, is_new, box, notes)
     variables = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
     variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with run.log.open("ab") as log:
@@ -131,7 +132,7 @@ def launch(config: RunConfig, own_session: bool = False, progress: Progress | No
             env=variables,
             start_new_session=own_session,
         )
-    return Job(run, child, is_new, notes=prepared.notes)
+    return Job(run, child, is_new, notes=notes)
 
 
 def prepare_inline(config: RunConfig) -> RunConfig:

@@ -57,7 +57,7 @@ class DataSummary:
             "examples": self.examples,
             "fingerprint": store.fingerprint,
             "store": str(store.folder),
-            "warnings": self.warnings(),
+            "warnings": store.warnings(),
             "quality": self.quality.to_dict() if self.quality else None,
             "drift": [report.to_dict() for report in self.drifts],
         }
@@ -98,22 +98,6 @@ class DataSummary:
         train, _ = build_batches(store, config, BATCH, 1, 0, task, packs_documents=True, supports_attention_mask=True)
         return train.describe()
 
-    def warnings(self) -> list[str]:
-        """What was left out while the tokens were made, in words."""
-        info = self.store.info
-        skipped, found = info["skipped"], list[str]()
-        if skipped["count"]:
-            first = "; ".join(skipped["first"][:3])
-            found.append(f"{_many(skipped['count'], 'row')} that could not be used; the first: {first}")
-        if info["empties"]:
-            found.append(_many(info["empties"], "empty document"))
-        if info["left_out"]:
-            why = "like an earlier one" if self.config.duplicates == "drop" else "like one of another side"
-            found.append(f"{_many(info['left_out'], 'document')} {why}")
-        if info["leaks"]:
-            found.append(f"not left out: {_many(info['leaks'], 'training document')} like one of another side")
-        return found
-
     def table(self) -> Table:
         """The numbers for a person."""
         n = self.to_dict()
@@ -129,7 +113,7 @@ class DataSummary:
         if n["entropy_floor"] is not None:
             floor = f"{n['entropy_floor']:.4f} nats per token, predicting the next: no model can expect less"
             rows.append(("best possible loss", floor))
-        rows += [("left out", "\n".join(n["warnings"]))] if n["warnings"] else []
+        rows += [("to know", "\n".join(n["warnings"]))] if n["warnings"] else []
         rows += [("settled", "\n".join(self.notes))] if self.notes else []
         return Table([*rows, ("fingerprint", n["fingerprint"][:16]), ("kept in", n["store"])])
 
@@ -176,10 +160,6 @@ class DataSummary:
         shown = preview_store(self.store, self.config, 2)
         write_atomic(Path(path), page(f"Data: {self.source}", self._repr_html_() + shown._repr_html_()))
         return Path(path)
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def inspect_data(

@@ -118,7 +118,8 @@ def assign_sides(table: DocumentTable, config: DataConfig) -> np.ndarray:
 
     Where the hash finds no validation document (there are few), the one with the smallest hash is it, with all that
     follow it, until one comes that is below the fraction or has a smaller hash: that document alone may change places.
-    Where nothing is left to train on, it is the one with the largest.
+    Where nothing is left to train on, it is the one with the largest. Where all are alike, the last are for validation
+    nevertheless, and every one of them counts as a leak.
 
     By position: validation is the last data.val_fraction of each part's characters, test the stretch before it, both in
     whole documents; a document that is like one of either is left out of training.
@@ -127,10 +128,13 @@ def assign_sides(table: DocumentTable, config: DataConfig) -> np.ndarray:
     at none.
 
     Raises:
-        ValueError: there are not two different documents, or all are alike.
+        ValueError: there are not two documents.
     """
     by = _by_position if config.split_by == "position" else _by_content
     sides = by(table, config)
+    missing = not ((sides == TRAIN).any() and (sides == VAL).any())
+    if missing and not table.held().any() and (table.characters > 0).sum() > 1:
+        sides = _by_position(table, config.model_copy(update={"duplicates": "ignore"}))
     for side in (TRAIN, VAL):
         if not (sides == side).any():
             raise ValueError(_why_empty(table, sides, config))
@@ -290,15 +294,9 @@ def _why_empty(table: DocumentTable, sides: np.ndarray, config: DataConfig) -> s
         )
     if table.held().any() and not (table.fixed == FREE).any():
         return "all documents are for validation or test (data.val_from, data.test_from): name text to train on too"
-    apart = all(len(np.unique(table.content[(table.part == part)])) == 1 for part in np.unique(table.part))
-    if config.split_by == "position" and apart:
-        return (
-            "each source has only one document, so that none can be the last one: set data.document=passage or line, "
-            "or data.split_by=content"
-        )
     return (
-        f"all {len(said):,} different documents are almost alike, so that none can be kept for validation: set "
-        "data.duplicates=ignore if only their form is the same, or name other text with data.val_from"
+        "each source has only one document, so that none can be the last one: set data.document=passage or line, "
+        "or data.split_by=content"
     )
 
 

@@ -75,6 +75,24 @@ class TokenStore:
         nats = self.info["val_nats"]
         return None if nats is None else float(nats) / (len(self.val) - 1)
 
+    def warnings(self) -> list[str]:
+        """What was left out while the tokens were made, or should have been, in words."""
+        info, found = self.info, list[str]()
+        if count := info["skipped"]["count"]:
+            first = "; ".join(info["skipped"]["first"][:3])
+            found.append(f"left out: {_many(count, 'row')} that could not be used; the first: {first}")
+        if info["empties"]:
+            found.append(f"left out: {_many(info['empties'], 'empty document')}")
+        if info["left_out"]:
+            why = "an earlier one" if info["made_of"]["split"]["duplicates"] == "drop" else "one of another side"
+            found.append(f"left out: {_many(info['left_out'], 'document')} like {why}")
+        if info["leaks"]:
+            found.append(
+                f"{_many(info['leaks'], 'training document')} like one kept for validation or test: expect a higher loss "
+                "on new text"
+            )
+        return found
+
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of validation text per token: loss / (this x ln 2) is bits per byte."""
         return float(self.info["val_bytes"]) / len(self.val)
@@ -132,3 +150,7 @@ def _check_length(store: TokenStore, config: DataConfig) -> None:
         raise ValueError(
             f"the validation text has {len(store.val)} tokens and needs at least 2: raise data.val_fraction or add text"
         )
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

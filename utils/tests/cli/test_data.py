@@ -135,7 +135,7 @@ def test_what_was_skipped_is_told(folder):
         run(*words)
     numbers = json.loads(run(*words, "data.on_bad_row=skip", "--json").stdout)
     assert len(numbers["warnings"]) == 1
-    assert numbers["warnings"][0].startswith("1 row that could not be used; the first: pairs.jsonl line 201")
+    assert numbers["warnings"][0].startswith("left out: 1 row that could not be used; the first: pairs.jsonl line 201")
     assert "left out" in run(*words, "data.on_bad_row=skip").stdout
 
 

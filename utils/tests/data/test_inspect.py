@@ -161,12 +161,12 @@ def test_what_was_left_out_is_said(tmp_path):
     with pytest.raises(ValueError, match="rows.jsonl line 52: not JSON"):
         inspect_data(config)
     summary = inspect_data(config.model_copy(update={"on_bad_row": "skip", "duplicates": "drop"}))
-    first, empty, copies = summary.warnings()
-    assert first.startswith("2 rows that could not be used; the first: ")
+    first, empty, copies = summary.store.warnings()
+    assert first.startswith("left out: 2 rows that could not be used; the first: ")
     assert "line 51: column text holds the number 3" in first
     assert "line 52: not JSON" in first
-    assert empty == "1 empty document"
-    assert copies == "5 documents like an earlier one"
+    assert empty == "left out: 1 empty document"
+    assert copies == "left out: 5 documents like an earlier one"
     assert "left out" in str(summary)
 
 
