@@ -87,10 +87,8 @@ class TokenStore:
             why = "an earlier one" if info["made_of"]["split"]["duplicates"] == "drop" else "one of another side"
             found.append(f"left out: {_many(info['left_out'], 'document')} like {why}")
         if info["leaks"]:
-            found.append(
-                f"{_many(info['leaks'], 'training document')} like one kept for validation or test: expect a higher loss "
-                "on new text"
-            )
+            many = _many(info["leaks"], "training document")
+            found.append(f"{many} like one kept for validation or test: expect a higher loss on new text")
         return found
 
     def bytes_per_token(self) -> float:
