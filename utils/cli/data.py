@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from utils.cli.options import ConfigFile, Json, Overrides, Preset, print_json, read_config
+from utils.cli.options import ConfigFile, Json, Overrides, Preset, Revision, print_json, read_config
 
 if TYPE_CHECKING:
     from utils.jobs.prepare import Prepared
@@ -18,6 +18,9 @@ app = typer.Typer(help="Prepare the data, and look at it.", no_args_is_help=True
 
 Quality = Annotated[bool, typer.Option("--quality/--no-quality", help="Whether to look through the text, too.")]
 Save = Annotated[Path | None, typer.Option("--save", help="Also write all of it as one HTML page.")]
+ForModel = Annotated[
+    str, typer.Option("--model", "-m", help="Data as this model would get them: what `tbt train --model` takes.")
+]
 Against = Annotated[
     Path | None, typer.Option("--against", help="Text file or folder: how far is it from the training text?")
 ]
@@ -29,7 +32,14 @@ def group() -> None:
 
 
 @app.command()
-def prepare(overrides: Overrides = None, preset: Preset = None, config: ConfigFile = None, json: Json = False) -> None:
+def prepare(
+    overrides: Overrides = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    model: ForModel = "",
+    revision: Revision = "",
+    json: Json = False,
+) -> None:
     """Download, split and cut into tokens the text that `tbt train` would use; `tbt train` does it, too, if needed.
 
     Ctrl-C stops it (exit code 130), and the same command goes on where it was. Example:
@@ -41,7 +51,7 @@ def prepare(overrides: Overrides = None, preset: Preset = None, config: ConfigFi
     from utils.data.storing.token_store import open_store
 
     with interruptible():
-        ready = settled(preset, config, overrides)
+        ready = settled(preset, config, overrides, model, revision)
         with prepare_bar() as progress:
             store = open_store(ready.config.data, ready.own_tokenizer, progress)
             seconds = progress.seconds
@@ -59,6 +69,8 @@ def inspect(
     overrides: Overrides = None,
     preset: Preset = None,
     config: ConfigFile = None,
+    model: ForModel = "",
+    revision: Revision = "",
     quality: Quality = True,
     against: Against = None,
     save: Save = None,
@@ -77,7 +89,7 @@ def inspect(
     if save is not None and not os.access(save.parent, os.W_OK):
         raise ValueError(f"--save {save}: the folder {save.parent} is not there or cannot be written")
     with interruptible():
-        ready = settled(preset, config, overrides)
+        ready = settled(preset, config, overrides, model, revision)
         with prepare_bar() as progress:
             found = inspect_data(ready.config.data, ready.own_tokenizer, quality, against, LIMIT, progress)
     if json:
@@ -89,11 +101,13 @@ def inspect(
         print(f"page: {save}", file=sys.stderr)
 
 
-def settled(preset: str | None, config: Path | None, overrides: list[str] | None) -> "Prepared":
+def settled(
+    preset: str | None, config: Path | None, overrides: list[str] | None, model: str = "", revision: str = ""
+) -> "Prepared":
     """The settings with all that only the network and the model know, as `tbt train` settles them; says each change."""
     from utils.jobs.prepare import prepare as settle
 
-    ready = settle(read_config(preset, config, overrides))
+    ready = settle(read_config(preset, config, overrides, model, revision))
     for note in ready.notes:
         print(note, file=sys.stderr)
     return ready

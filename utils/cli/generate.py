@@ -15,6 +15,9 @@ def generate(
         typer.Argument(metavar="[RUN_OR_FOLDER]", help="A run, checkpoint or model folder; default: the latest run."),
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", help="The text to go on from.")] = "\n",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is what you say to a chat model; only its answer is shown.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="How much to write, in tokens.")] = 400,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 = always the likeliest token; above 1 = wilder.")
@@ -28,17 +31,20 @@ def generate(
     trust_sha256: Trust = "",
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show the text as it is written.")] = True,
 ) -> None:
-    """Let a trained model write."""
+    """Let a trained model write.
+
+    tbt generate runs/book --prompt "The "            tbt generate runs/chats --chat --prompt "What is 2 + 3?"
+    """
     from utils.jobs.complete import complete
     from utils.runs.folder import latest_run
 
     pieces = complete(
         model or latest_run().path, prompt, checkpoint=checkpoint, trust_sha256=trust_sha256,
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, chat=chat,
     )  # fmt: skip
     if not stream:
         pieces = iter(["".join(pieces)])
-    sys.stdout.write(prompt)
+    sys.stdout.write("" if chat else prompt)
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from utils.runs.progress import data_line
 from utils.runtime.table import count
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_EVERY = 5.0  # seconds between two lines about the same thing
+PATIENCE = 2.0  # seconds that nobody minds waiting for without a word
 
 
 class View(Protocol):
@@ -76,14 +78,12 @@ class PlainLines:
     """A line when something else begins, and one every few seconds."""
 
     def __init__(self) -> None:
-        self._what, self._time = "", 0.0
+        self._what, self._time, self._begin = "", 0.0, time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Print a line if there is news."""
+        """Print a line if there is news, and it takes its time."""
         now = time.monotonic()
-        if what == self._what and now - self._time < PLAIN_EVERY:
+        if now - self._begin < PATIENCE or (what == self._what and now - self._time < PLAIN_EVERY):
             return
-        of = f" of {count(total)} ({100 * done / total:.0f} %)" if total else ""
-        far = f": {count(done)}{of}" if done else " ..."
-        print(f"{what}{far}", file=sys.stderr, flush=True)
+        print(data_line(what, done, total), file=sys.stderr, flush=True)
         self._what, self._time = what, now

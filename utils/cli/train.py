@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from utils.cli.data import interruptible
 from utils.cli.options import ConfigFile, ModelName, Overrides, Preset, Revision, Trust, read_config
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ def train(
         print_ending(RunFolder(settings.run_dir))
         sys.exit(0 if result.signal is None else 128 + result.signal)
 
+    from utils.cli.prepare_bar import prepare_bar
     from utils.cli.progress import follow
     from utils.jobs.launch import launch
 
     if settings.model.ref and sys.stderr.isatty():
         print(f"looking at {settings.model.ref} ...", file=sys.stderr, flush=True)
-    job = launch(settings, own_session=background)
+    with interruptible(), prepare_bar() as progress:
+        job = launch(settings, background, progress)
     for note in job.notes:
         print(note, file=sys.stderr)
     if background and job.started():

@@ -253,7 +253,7 @@ def disagreements(config: RunConfig) -> list[Problem]:
         (
             not own or d.task in ("auto", "causal"),
             ("model.kind", "data.task"),
-            f"data.task={d.task} needs another model: a {kind} predicts the next token (causal)",
+            f"data.task={d.task} needs another model: a {kind} predicts the next token (causal). --model names one",
         ),
         (
             kind != "bdh" or neurons % (2 * m.n_head) == 0,

@@ -18,7 +18,8 @@ UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not, or not ye
 class Tokenizer(Protocol):
     """What `generate_text` asks of a tokenizer.
 
-    Where it has special tokens, it says so by `end_id`, `mask_id`, `special_tokens` (ids by name) and `prefix`.
+    Where it has special tokens, it says so by `end_id`, `mask_id`, `special_tokens` (ids by name), `prefix` and
+    `suffix`.
     """
 
     @property
@@ -181,9 +182,11 @@ def generate_text(
     of `generate_ids`; an empty prompt is an empty text.
     """
     ids = tokenizer.encode(prompt)
+    # What a seq2seq model reads is a whole text, with its end.
+    end = getattr(tokenizer, "suffix", ()) if task_of(model) == "seq2seq" else ()
     new = generate_ids(
         model,
-        [*getattr(tokenizer, "prefix", ()), *ids] if ids else [],
+        [*getattr(tokenizer, "prefix", ()), *ids, *end] if ids else [],
         max_new_tokens,
         temperature,
         top_k,
@@ -198,8 +201,10 @@ def generate_text(
 
 
 def stop_ids_of(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids at which a text is over: the end of a text and that of a turn in a chat, if the tokenizer has them."""
-    found = (getattr(tokenizer, "end_id", None), getattr(tokenizer, "special_tokens", {}).get(END_OF_TURN))
+    """The ids at which a text is over: the end of a text, of a turn in a chat, and what the tokenizer puts after a text
+    (a BERT's has no other end), where there are such."""
+    special = getattr(tokenizer, "special_tokens", {})
+    found = (getattr(tokenizer, "end_id", None), special.get(END_OF_TURN), *getattr(tokenizer, "suffix", ())[-1:])
     return frozenset(token for token in found if token is not None)
 
 

@@ -56,8 +56,8 @@ def store_of(run: RunFolder, config: RunConfig) -> TokenStore:
     The run's folder was perhaps written by a stranger's code. So it opens no folder to it but those of our own cache,
     and no function it names is run.
     """
-    store = remembered_store(run)
-    if store is not None and store.folder.resolve().is_relative_to((cache_dir() / "tokens").resolve()):
+    store = remembered_store(run, below=cache_dir() / "tokens")
+    if store is not None:
         return store
     if config.data.hook:
         raise ValueError(

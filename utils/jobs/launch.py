@@ -1,7 +1,6 @@
 """Start a worker for a run and watch the folder it writes; trains nothing itself and imports no torch."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.config.schema import RunConfig
-from utils.data.storing.run_store import remember_store
-from utils.data.storing.token_store import Progress, TokenStore, open_store
+from utils.data.storing.run_store import remember_store, remembered_store
+from utils.data.storing.token_store import Progress, TokenStore, for_settings, open_store
 from utils.jobs.box import Box, Limits
 from utils.jobs.describe import consents, last_bytes, plain, start_for
 from utils.jobs.find_model import FoundModel
@@ -21,12 +20,11 @@ from utils.jobs.worker import BUSY
 from utils.models.source_files import SOURCE
 from utils.runs.folder import RunFolder
 from utils.runs.lock import holder, is_locked
-from utils.runtime.environment import environment
-from utils.runtime.files import remove_tree
+from utils.runtime.environment import environment, without_secrets
+from utils.runtime.files import cache_dir, remove_tree
 from utils.runtime.process import is_same
 
 POLL = 0.2  # seconds
-SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|AUTH|KEY|_PAT$|_URL$|_DSN$", re.IGNORECASE)
 ROOT = Path(__file__).parents[2]
 
 
@@ -120,7 +118,7 @@ def launch(config: RunConfig, own_session: bool = False, progress: Progress | No
                 remove_tree(run.path)
             raise
         return Job(run, box.process, is_new, box, notes)
-    variables = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+    variables = without_secrets()
     variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with run.log.open("ab") as log:
         child = subprocess.Popen(
@@ -159,9 +157,16 @@ def prepare_inline(config: RunConfig) -> RunConfig:
 
 def _open_data(prepared: Prepared, progress: Progress | None = None) -> TokenStore:
     """The run's tokens, made now if need be: the worker that reads them has neither network nor the text."""
-    store = open_store(prepared.config.data, prepared.own_tokenizer, progress)
+    run, data = RunFolder(prepared.config.run_dir), prepared.config.data
+    try:
+        store = open_store(data, prepared.own_tokenizer, progress)
+    except FileNotFoundError:  # the text is gone: a run that has begun goes on with the tokens made of it
+        known = remembered_store(run, below=cache_dir() / "tokens")
+        if known is None:
+            raise
+        store = for_settings(known, data)
     prepared.check_tokenizer(store.tokenizer)
-    RunFolder(prepared.config.run_dir).check_data(store.fingerprint)
+    run.check_data(store.fingerprint)
     return store
 
 

@@ -70,13 +70,14 @@ def prepare(config: RunConfig) -> Prepared:
         except (KeyError, TypeError):
             raise ValueError(f"{run.path / 'source.json'} is damaged: start another run") from None
     else:
-        found, odd = _find(config)
+        began = was.model.revision if was and was.model.ref == config.model.ref else ""  # killed while it was copied
+        found, odd = _find(config, config.model.revision or began)
         facts = describe_model(found, config.model.trust_sha256)
         revision = found.source.revision if found.source else ""
         odd += [Finding(**finding) for finding in facts.get("findings", ())]
     data, notes = prepare_data(config.data, own_tokenizer(found), was and was.data)
     fitted, changes = fit(config.model_copy(update={"data": data}), facts)
-    notes += changes + tuple(f"warning: {finding}" for finding in odd)
+    notes += changes + _unlike(fitted) + tuple(f"warning: {finding}" for finding in odd)
     model = fitted.model.model_copy(update={"revision": revision})
     notes = () if was else notes  # said when it began
     return Prepared(fitted.model_copy(update={"model": model}), found, facts, notes)
@@ -136,18 +137,31 @@ def fit(config: RunConfig, facts: dict[str, Any]) -> tuple[RunConfig, tuple[str,
         changes["vocab_size"] = room
     if data.seq_len > longest:
         changes["seq_len"] = longest
+    if data.task == "auto" and facts["task"] == "classification":
+        changes["task"] = "classification"  # so that a column of classes is looked for
     table = f"its table has {rows:,} rows" + (", one of them for the mask" if room < rows else "")
-    why = {"seq_len": f"it reads at most {longest:,} tokens"}
+    why = {"seq_len": f"it reads at most {longest:,} tokens", "task": "it is a classifier"}
     notes = [f"fitted to the model: data.{key}={value}: {why.get(key, table)}" for key, value in changes.items()]
     return config.model_copy(update={"data": data.model_copy(update=changes)}), tuple(notes)
 
 
-def _find(config: RunConfig) -> tuple[FoundModel, list[Finding]]:
+def _unlike(config: RunConfig) -> tuple[str, ...]:
+    """A warning where trained weights of the Hub, which know tokens by number, are to read other ones."""
+    model, tokenizer = config.model, config.data.tokenizer
+    if model.kind != "hub" or not model.pretrained or tokenizer not in (*TRAINED, "byte", "char"):
+        return ()
+    return (
+        f"warning: the weights of {model.ref} know other tokens than data.tokenizer={tokenizer} makes: choose theirs "
+        "(data.tokenizer=model, or owner/name of the Hub), or draw new weights with model.pretrained=false",
+    )
+
+
+def _find(config: RunConfig, revision: str) -> tuple[FoundModel, list[Finding]]:
     """The model, and what the text of an export warns of. Raises ExportError where it shows that it cannot work."""
     kind, ref = config.model.kind, config.model.ref
     if kind == "folder":
         return FoundModel(ref, kind, str(model_folder(Path(ref)))), []
-    found = find_model(ref, config.model.revision)
+    found = find_model(ref, revision)
     if found.kind != kind:
         raise ValueError(f"model.ref={ref} is a model of kind {found.kind}: set model.kind={found.kind}")
     odd: list[Finding] = []

@@ -9,10 +9,10 @@ from typing import Any
 
 from utils.config.schema import DataConfig, MixturePart
 from utils.data.reading.sources import pin
-from utils.data.tokenizing.pretrained_tokenizer import pin_tokenizer
+from utils.data.tokenizing.pretrained_tokenizer import COMMIT, has_tokenizer, pin_tokenizer
 
 KINDS = ("model", "char", "byte", "bpe", "wordpiece", "unigram")
-PINNED = ("config", "revision", "val_from", "test_from", "tokenizer", "tokenizer_revision")
+PINNED = ("config", "revision", "val_from", "test_from")
 
 
 def prepare_data(data: DataConfig, own: Path | None, known: DataConfig | None) -> tuple[DataConfig, tuple[str, ...]]:
@@ -25,7 +25,7 @@ def prepare_data(data: DataConfig, own: Path | None, known: DataConfig | None) -
         data = _as_known(data, known)
     data, notes = pin(data)
     if data.tokenizer == "auto":
-        name = "model" if own is not None and (own / "tokenizer.json").is_file() else "bpe"
+        name = "model" if own is not None and has_tokenizer(own) else "bpe"
         if name == "model":
             notes += ("data.tokenizer=model: the one the model came with",)
         data = data.model_copy(update={"tokenizer": name})
@@ -41,10 +41,24 @@ def _as_known(data: DataConfig, known: DataConfig) -> DataConfig:
     if len(data.mixture) == len(known.mixture):
         pairs = zip(data.mixture, known.mixture, strict=True)
         updates["mixture"] = [part.model_copy(update=_open(part, was)) for part, was in pairs]
+    if data.tokenizer == "auto":
+        updates["tokenizer"] = known.tokenizer
+    if data.tokenizer in ("auto", known.tokenizer) and not COMMIT.fullmatch(data.tokenizer_revision):
+        updates["tokenizer_revision"] = known.tokenizer_revision
     return data.model_copy(update=updates)
 
 
 def _open(given: MixturePart | DataConfig, known: MixturePart | DataConfig) -> dict[str, Any]:
+    """What `known` says where `given` leaves it open; nothing where they are of different datasets.
+
+    A branch or tag is open, too: for a run it is the commit that it meant when the run began.
+    """
     fields = type(given).model_fields
-    left = (name for name in PINNED if name in fields and getattr(given, name) == fields[name].default)
-    return {name: getattr(known, name) for name in left}
+    if given.source != known.source or given.name.split("/")[-1] != known.name.split("/")[-1]:
+        return {}
+    updates = {name: getattr(known, name) for name in PINNED if name in fields and not getattr(given, name)}
+    if given.revision and not COMMIT.fullmatch(given.revision):
+        updates["revision"] = known.revision
+    if "/" not in given.name:  # one of the Hub's first datasets, which have moved to an owner since
+        updates["name"] = known.name
+    return updates

@@ -17,11 +17,15 @@ def generate(
     seed: int = 0,
     checkpoint: str = "best",
     trust_sha256: str = "",
+    chat: bool = False,
 ) -> Text:
-    """The text that a run's model, or that of a model folder, continues `prompt` with; the latest run by default."""
+    """The text that a run's model, or that of a model folder, continues `prompt` with; the latest run by default.
+
+    `chat`: the prompt is what you say to a model that learned from chats, and the text is its answer.
+    """
     where = Path(path or latest_run().path)
     pieces = complete(
         where, prompt, checkpoint=checkpoint, trust_sha256=trust_sha256,
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, chat=chat,
     )  # fmt: skip
-    return Text("".join(pieces), prompt)
+    return Text("".join(pieces), f"{prompt}\n" if chat else prompt)

@@ -95,7 +95,7 @@ def show_model(config: RunConfig) -> ModelSummary:
         from utils.inference.load import untrained_model
         from utils.models.summary import summarize
 
-        return summarize(untrained_model(config), config.model.kind)
+        return summarize(untrained_model(prepare(config).config), config.model.kind)
     facts = prepare(config).facts
     assert facts is not None
     return summary_from(facts["summary"])

@@ -8,6 +8,7 @@ from IPython.display import display
 from utils.config.schema import RunConfig
 from utils.jobs.launch import Job, launch
 from utils.notebook.display import RunView, Shown, Text
+from utils.runs.progress import data_line
 
 REDRAW = 1.0  # seconds between two pictures, at least
 SHARE = 20  # times as long as drawing one took: the cores are for training
@@ -19,7 +20,11 @@ def train(config: RunConfig) -> RunView:
     The worker outlives this kernel: after a restart, run the cell again and it watches on. Raises ValueError
     (the request is wrong) or RuntimeError (the run failed) with the reason.
     """
-    job = launch(config, own_session=True)
+    data = DataLine(display(Shown("starting ..."), display_id=True) or Nowhere())
+    try:
+        job = launch(config, own_session=True, progress=data)
+    finally:
+        data.clear()
     view = RunView(job.run)
     if job.notes:
         display(Text("\n".join(job.notes)))
@@ -51,6 +56,26 @@ class Nowhere:
 
     def update(self, shown: object) -> None:
         """Show nothing."""
+
+
+class DataLine:
+    """How far the preparing of the text is, on one line that changes."""
+
+    def __init__(self, handle: object) -> None:
+        self._handle, self._what, self._time = handle, "", 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show it if something else is done than before, or if the line is a while old."""
+        if what != self._what or time.monotonic() - self._time >= REDRAW:
+            self._show(data_line(what, done, total))
+            self._what, self._time = what, time.monotonic()
+
+    def clear(self) -> None:
+        """Leave nothing behind."""
+        self._show("")
+
+    def _show(self, words: str) -> None:
+        self._handle.update(Shown(words))  # type: ignore[attr-defined]
 
 
 def _follow(job: Job, handle: object, view: RunView) -> None:

@@ -18,6 +18,12 @@ def progress_line(state: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
+def data_line(what: str, done: int, total: int) -> str:
+    """`encoding: 1.2M of 4.8M (25 %)`: how far the preparing of data is; a total of 0 is not known."""
+    of = f" of {count(total)} ({100 * done / total:.0f} %)" if total else ""
+    return f"{what}: {count(done)}{of}" if done else f"{what} ..."
+
+
 def above_floor(state: dict[str, Any]) -> str:
     """How far the best model is from the best possible one, where that is known; else nothing."""
     best, floor = state.get("best_val_loss"), state.get("entropy_floor")

@@ -143,7 +143,9 @@ def _about(order: np.ndarray, may: np.ndarray, fraction: float) -> np.ndarray:
 class Seq2Seq:
     """How a text goes on: a pair's answer from its prompt, or the second half of a text from the first.
 
-    The decoder starts from `start_id`, or from the last token that was read: then no special token is needed.
+    What is read ends with `suffix`, as the answer does: a T5 knows by </s> that it has read all (Raffel et al. 2020,
+    https://arxiv.org/abs/1910.10683). The decoder starts from `start_id`, or from the last token that was read: then
+    no special token is needed.
     """
 
     seq_len: int
@@ -151,6 +153,7 @@ class Seq2Seq:
     pairs: bool = False
     pad: int = 0
     attention_mask: bool = False
+    suffix: tuple[int, ...] = ()
 
     def batch(self, ids: Tokens, spans: Spans, numbers: np.ndarray) -> Batch:
         """Inputs: source (B, S), decoder (B, T); labels (B, T)."""
@@ -162,22 +165,30 @@ class Seq2Seq:
         else:
             before = np.maximum(1, spans.lengths // 2)
             after = spans.lengths + 1 - before
-        read = np.minimum(before, self.seq_len)
         half = max(1, spans.width // 2) if spans.width else 0
+        suffix = self.suffix[: self.seq_len - max(1, half)]
+        read = np.minimum(before, self.seq_len - len(suffix))
         source = lay(ids, spans._replace(lengths=read, width=half), self.pad, ahead=0)
+        inputs, mask = _ended(source, read, suffix, self.pad)
         width = spans.width + 1 - half if spans.width else 0
         target = lay(ids, spans._replace(starts=spans.starts + before, lengths=after, width=width), self.pad, ahead=0)
         labels, start = target.inputs.copy(), self.start_id
         decoder = np.empty_like(labels)
-        last = np.where(read > 0, ids.at(spans.starts + np.maximum(0, read - 1)), self.pad)
+        last = np.take_along_axis(inputs, np.maximum(0, mask.sum(1, keepdims=True) - 1), 1)[:, 0]
         decoder[:, 0], decoder[:, 1:] = last if start is None else start, labels[:, :-1]
         labels[target.documents == 0] = IGNORED
         extra = {}
         if self.attention_mask and (spans.documents is not None or source.padded):
-            mask = source.documents > 0
             mask[:, 0] = True  # an empty prompt is one token of padding: attention to nothing is not a number
             extra["attention_mask"] = from_numpy(mask.astype(np.int64))
-        return Batch((from_numpy(source.inputs.copy()), from_numpy(decoder)), from_numpy(labels), extra)
+        return Batch((from_numpy(inputs), from_numpy(decoder)), from_numpy(labels), extra)
+
+
+def _ended(laid: Laid, lengths: np.ndarray, suffix: tuple[int, ...], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of one span each with `suffix` behind it, and what is no padding: (B, T) int64 and bool."""
+    inputs = np.pad(laid.inputs, ((0, 0), (0, len(suffix))), constant_values=pad)
+    inputs[np.arange(len(inputs))[:, None], lengths[:, None] + np.arange(len(suffix))] = suffix
+    return inputs, np.arange(inputs.shape[1]) < (lengths + len(suffix))[:, None]
 
 
 @dataclass(frozen=True)

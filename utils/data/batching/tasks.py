@@ -272,7 +272,7 @@ def _question(
             shown=shown,
         )
     if task == "seq2seq":
-        return Seq2Seq(data.seq_len, start_id, store.kind == "pairs", pad, attention_mask)
+        return Seq2Seq(data.seq_len, start_id, store.kind == "pairs", pad, attention_mask, tuple(t.suffix))
     if task == "classification":
         if n_classes and n_classes < len(store.labels):
             raise ValueError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.config.schema import DataConfig
 from utils.data.batching.examples import Blocks
@@ -18,8 +18,12 @@ from utils.data.storing.token_store import Progress, TokenStore, open_store
 from utils.runtime.files import write_atomic
 from utils.runtime.table import Table
 
+if TYPE_CHECKING:
+    from utils.data.looking.preview import Preview
+
 QUICK = 2_000_000  # characters that are looked through where nobody asked for more: half a second
 FEW = 5_000  # validation tokens; what fewer differ by is chance
+FEW_TOKENS, FEW_ROWS = 1000, 30  # in the validation text: with fewer it says little about a model
 BATCH = 16  # examples that are padded together, where a number has to be assumed
 NAMES = {"train": "to train on", "val": "to validate on", "test": "to test on"}
 PROSE = "white-space:pre-wrap;max-width:84ch;font-size:13px;line-height:1.45;margin:6px 0"
@@ -113,9 +117,22 @@ class DataSummary:
         if n["entropy_floor"] is not None:
             floor = f"{n['entropy_floor']:.4f} nats per token, predicting the next: no model can expect less"
             rows.append(("best possible loss", floor))
-        rows += [("to know", "\n".join(n["warnings"]))] if n["warnings"] else []
+        known = [*n["warnings"], *filter(None, [self._chance()])]
+        rows += [("to know", "\n".join(known))] if known else []
         rows += [("settled", "\n".join(self.notes))] if self.notes else []
         return Table([*rows, ("fingerprint", n["fingerprint"][:16]), ("kept in", n["store"])])
+
+    def _chance(self) -> str:
+        """Says so where a small data.val_fraction keeps so little that the validation loss is mostly chance."""
+        val, rows = self.store.val, self.store.kind != "text"
+        many, least, noun = (val.documents, FEW_ROWS, "documents") if rows else (len(val), FEW_TOKENS, "tokens")
+        decided = bool(self.config.val_from) or any(part.source == "hub" for part in parts_of(self.config))
+        if many >= least or decided or self.config.val_fraction >= 0.1:
+            return ""
+        return (
+            f"only {many:,} {noun} to validate on, whose loss is mostly chance: data.val_fraction=0.1 keeps a tenth of "
+            "the text for it"
+        )
 
     def _examples_told(self) -> str:
         e = self.examples
@@ -132,6 +149,15 @@ class DataSummary:
         """The beginning of the training text."""
         return self.store.tokenizer.decode(self.store.train[: self.config.seq_len].tolist())
 
+    @cached_property
+    def shown(self) -> "Preview | None":
+        """One example as training gets it, where not every token is simply followed by its label; else None."""
+        if self.store.kind == "text" and self.config.task in ("auto", "causal"):
+            return None
+        from utils.data.looking.preview import preview_store
+
+        return preview_store(self.store, self.config, 1)
+
     def example(self, tokens: int = 12) -> Table:
         """The first tokens of the text: what goes in, and what should come out."""
         ids = self.store.train[: tokens + 1].tolist()
@@ -146,19 +172,25 @@ class DataSummary:
 
     def __repr__(self) -> str:
         reports = "".join(f"{report}\n\n" for report in self._reports())
-        return f"{self.table()}\n\n{reports}{self.text()}\n\n{self.example()}"
+        return f"{self.table()}\n\n{reports}" + str(self.shown or f"{self.text()}\n\n{self.example()}")
 
     def _repr_html_(self) -> str:
+        return self._numbers() + (self.shown._repr_html_() if self.shown else self._beginning())
+
+    def _numbers(self) -> str:
+        return self.table()._repr_html_() + "".join(report._repr_html_() for report in self._reports())
+
+    def _beginning(self) -> str:
         text = f'<div style="{PROSE}">{escape(self.text().strip())} ...</div>'
-        reports = "".join(report._repr_html_() for report in self._reports())
-        return self.table()._repr_html_() + reports + text + self.example()._repr_html_()
+        return text + self.example()._repr_html_()
 
     def save(self, path: Path | str) -> Path:
         """Write all of it, and examples as a model gets them, as one page; returns its path."""
         from utils.data.looking.preview import preview_store
 
-        shown = preview_store(self.store, self.config, 2)
-        write_atomic(Path(path), page(f"Data: {self.source}", self._repr_html_() + shown._repr_html_()))
+        body = self._numbers() + ("" if self.shown else self._beginning())
+        body += preview_store(self.store, self.config, 2)._repr_html_()
+        write_atomic(Path(path), page(f"Data: {self.source}", body))
         return Path(path)
 
 

@@ -80,8 +80,10 @@ def preview(config: DataConfig, n: int = 1) -> Preview:
 
     Raises as `open_store` does.
     """
+    from utils.data.reading.sources import pin
     from utils.data.storing.token_store import open_store
 
+    config, _ = pin(config)
     return preview_store(open_store(config), config, n)
 
 

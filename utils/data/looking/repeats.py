@@ -6,7 +6,7 @@ from utils.data.documents import Document
 from utils.data.looking.report import Finding
 from utils.data.storing.splits import TableBuilder
 
-MOST = 200_000  # documents that are compared: 150 bytes each, and where they stand
+MOST = 200_000  # documents that are compared: at most 155 bytes each, and where they stand
 WAITING = 1 << 20  # characters that are hashed together
 SHOWN = 3  # pairs that are named
 MANY = 0.05  # share of the documents from which repeats change what is learned

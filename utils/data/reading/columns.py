@@ -20,6 +20,7 @@ PAIRS = (  # (the prompt, what may follow it)
     ("source", ("target",)),
     ("input", ("output", "target")),
 )
+ASKS = ("instruction", "question")  # after these a new line begins; a prompt is its writer's own affair
 CONTEXTS = ("input", "context")  # what goes with an instruction
 LABELS = ("label", "labels")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -158,6 +159,8 @@ def to_document(row: Mapping[str, Any], columns: Columns, where: str, side: str 
     text = as_text(row, columns.text, where)
     if columns.context and row.get(columns.context):
         text = f"{text}\n{as_text(row, columns.context, where)}"
+    if columns.target and columns.text in ASKS and not text.endswith((" ", "\n")):
+        text += "\n"  # or "Add 2 and 2" and "4" would be learned as 24
     target = as_text(row, columns.target, where) if columns.target else None
     return Document(text, where, target, label, None, side, part)
 
@@ -175,7 +178,7 @@ def as_label(row: Mapping[str, Any], column: str, where: str) -> str:
     value = _value(row, column, where)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, str | int | float) or value == "":
+    if not isinstance(value, str | int | float) or value == "" or value != value:  # NaN: nobody said which
         problem = f"column {column} holds {said(value)}, not a class (text or a number)"
         raise BadRow(where, f"{problem}: {_todo('label_field')}")
     return _valid(str(value), f"column {column}", where)

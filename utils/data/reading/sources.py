@@ -1,6 +1,7 @@
 """Where documents come from: every source, one after the other, always in the same order; knows nothing of tokens."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -224,7 +225,8 @@ def _content(files: list[SourceFile]) -> str:
     """A hash of every file's bytes and of where it stands below data.path."""
     content = hashlib.sha256()
     for file in files:
-        content.update(f"{len(file.key.encode())} {file.key} {_sha256(file.path)}\n".encode())
+        key = os.fsencode(file.key)  # which need not be UTF-8
+        content.update(b"%d %s %s\n" % (len(key), key, _sha256(file.path).encode()))
     return content.hexdigest()
 
 

@@ -5,6 +5,7 @@ A file may be of any size: only a few rows of it are held (of a .json file with 
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -125,7 +126,7 @@ def _header(reader: Any, name: str) -> list[str]:
     except csv.Error as error:
         raise BadRow(f"{name} line 1", _csv_problem(error, 1, reader.line_num)) from None
     names = [cell.strip() or f"column {i}" for i, cell in enumerate(header, 1)]
-    twice = next((one for one in names if names.count(one) > 1), "")
+    twice = next((one for one, count in Counter(names).items() if count > 1), "")
     if twice or all(_is_number(one) for one in names):
         why = f"{twice!r} stands in it twice" if twice else "it holds numbers"
         raise BadRow(f"{name} line 1", f"the first row must name the columns, and {why}: add a row such as text,label")

@@ -91,7 +91,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _fitting(pattern: Path, setting: str) -> list[SourceFile]:
-    found = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if os.path.isfile(name))
+    there = sorted(Path(name) for name in glob.glob(str(pattern), recursive=True) if os.path.isfile(name))
+    found = list({os.path.realpath(file): file for file in reversed(there)}.values())[::-1]  # `**` goes round a link
     if not found:
         raise FileNotFoundError(f"{setting}={pattern}: no file fits this pattern")
     first = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
@@ -99,8 +100,9 @@ def _fitting(pattern: Path, setting: str) -> list[SourceFile]:
 
 
 def _named(found: list[Path], folder: Path) -> list[SourceFile]:
-    names = [file.relative_to(folder).as_posix() for file in found]
-    return [SourceFile(file, name, name) for file, name in zip(found, names, strict=True)]
+    keys = [file.relative_to(folder).as_posix() for file in found]
+    names = [os.fsencode(key).decode("utf-8", "backslashreplace") for key in keys]  # a name may be any bytes
+    return [SourceFile(file, name, key) for file, name, key in zip(found, names, keys, strict=True)]
 
 
 # ---- Documents ----

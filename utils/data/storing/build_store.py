@@ -22,7 +22,7 @@ from utils.data.reading.sources import floor_nats, parts_of, prepare_source, rea
 from utils.data.storing.encode import Manner, Unit
 from utils.data.storing.encoders import Encoders, cores
 from utils.data.storing.shards import FORMAT, INFO, WORK, Record, read_info, write_json
-from utils.data.storing.splits import LEFT_OUT
+from utils.data.storing.splits import LEFT_OUT, content_of
 from utils.data.storing.store_tokenizer import separator_of, tokenizer_for, tokenizer_key
 from utils.data.storing.survey import Survey, survey_of
 from utils.data.tokenizing.tokenizer import Tokenizer
@@ -31,6 +31,10 @@ from utils.runtime.files import fsync_folder, sha256_file, sha256_json
 UNIT = 1 << 22  # characters of text in a shard; another number gives other fingerprints
 SMALL = 1 << 22  # characters that are not worth a process
 OLD = 86_400.0  # seconds after which what a killed build left is removed
+CHANGED = (
+    "the text changed while it was read: run it again. Copy it first if something still writes to it; a data.hook must "
+    "make the same of the same text each time"
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,8 +64,10 @@ def build(
     try:
         with _alone(folder) as lock:
             if read_info(folder) is None:
-                _remove_old(folder.parent)
                 building = folder.with_name(f"{folder.name}.building")
+                if building.exists():
+                    os.utime(building)  # this one is not given up
+                _remove_old(folder.parent)
                 if read_info(building) is None:
                     _Build(building, config, made_of, own, progress, lock).run()
                 _put(building, folder)
@@ -78,6 +84,10 @@ def build(
                     f"the cache {folder.parent} cannot be written ({error.strerror}): set TBT_CACHE"
                 ) from None
         raise
+
+
+class _Changed(ValueError):
+    """What was read is not what the store is named after."""
 
 
 class _Build:
@@ -108,10 +118,16 @@ class _Build:
                 self.folder.rmdir()
             raise
         tokenizer = tokenizer_for(self.folder, self.config, survey, self.own, self.say)
-        ids, newline = separator_of(tokenizer, self.config)
+        ids, newline = separator_of(tokenizer, self.config, survey.info["kind"])
         dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
         self._check_room(survey, np.dtype(dtype).itemsize, tokenizer.vocab_size)
-        self._encode(survey, Manner(survey.info["kind"], dtype, ids, newline))
+        try:
+            self._encode(survey, Manner(survey.info["kind"], dtype, ids, newline))
+            if store_name(self.config, self.own)[1] != self.made_of:
+                raise _Changed(CHANGED)
+        except _Changed:  # nothing that was found out, perhaps by an earlier build, can be relied on
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         self._finish(survey, tokenizer, dtype)
 
     def _check_room(self, survey: Survey, item: int, vocab_size: int) -> None:
@@ -198,8 +214,8 @@ def units(documents: Iterator[Document], survey: Survey) -> Iterator[tuple[Unit,
         side = int(survey.sides[count])
         if side == LEFT_OUT:
             continue
-        if kind == "text" and min(len(document.text), 2**32 - 1) != survey.characters[count]:
-            raise ValueError(f"{document.where}: the text changed while it was read: run it again")
+        if content_of(document) != survey.content[count]:
+            raise _Changed(f"{document.where}: {CHANGED}")
         where = f"{document.part}-{SIDES[side]}"
         waiting[where].append(_written(document, kind, classes))
         size[where] += int(survey.characters[count])
@@ -208,7 +224,7 @@ def units(documents: Iterator[Document], survey: Survey) -> Iterator[tuple[Unit,
             yield Unit(f"{where}/{number[where]:05d}", waiting.pop(where), not left[where]), size.pop(where)
             number[where] += 1
     if count + 1 != len(survey.sides) or waiting:
-        raise ValueError("the text changed while it was read: run it again")
+        raise _Changed(CHANGED)
 
 
 def _written(document: Document, kind: str, classes: dict[str, int]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from utils.data.storing.encode import Encoder, Manner, Unit, first_frame, make_shard
 from utils.data.storing.shards import Record, done_shard
 from utils.data.tokenizing.tokenizer import load_tokenizer
+from utils.runtime.environment import without_secrets
 
 ROOT = Path(__file__).parents[3]
 WAITING = 2  # units a process has at most: the one it is at, and the next
@@ -102,7 +103,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.words,
-            env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
+            env={**without_secrets(), "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
             # As long as it lives nobody else builds here, even if this process was killed.
             pass_fds=() if lock is None else (lock,),
         )

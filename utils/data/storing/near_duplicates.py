@@ -6,6 +6,7 @@ Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3.
 
 A set here is the runs of WORDS words of a document, in lower case and without punctuation. ROWS minima, a byte each,
 make a 64-bit key. Documents that share a key are candidates; those that agree in ALIKE of all their bytes are alike.
+A document of fewer than SHORT words has one key only, of all its words, so that millions of lines need little memory.
 
 Measured on real passages of 300 words (benchmarks/near_duplicates.py): of those with 1, 5, 10 and 20 % of the words
 changed (J = 0.95, 0.77, 0.60, 0.37), 100, 85, 1 and 0 % are found; 94 % at J = 0.80; of 22 million pairs of unrelated
@@ -14,6 +15,8 @@ passages of 100 words, none; and none where half of every document is the same h
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +27,7 @@ SHORT = 32  # with fewer words there are too few shingles: alike is only what ha
 CHUNK = 1 << 18  # bytes that are hashed together: what fits into the cache of a core
 FIRSTS, PREVIOUS = 8, 4  # earlier documents of the same key that a document is compared with
 PAIRS = 1 << 15  # that are compared together
+PARTS = 16  # that many documents are looked through in, so that what is sorted at once is small
 
 # What a byte is: between words, in a word, or the beginning of a word of its own: a sign that matters in formulas, or a
 # character of a script without spaces (0xE3 to 0xE9: Chinese and Japanese; Thai is cut at its spaces only).
@@ -60,23 +64,27 @@ PLACES = _random(max(WORDS, SHORT), 2)  # of a word in a shingle, or in a short 
 HASHES = (_random(BANDS * ROWS, 3) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
 
 
-def band_keys(texts: Sequence[str]) -> np.ndarray:
-    """The keys of each text, uint64 (n, BANDS); 0 = none. A function of the text alone, the same on every machine.
+class Keys(NamedTuple):
+    """The keys of n documents, m of which have SHORT words or more."""
 
-    A text of fewer than SHORT words has one key, of all its words; one without words has none.
-    """
-    return keys_of([text.encode("utf-8", "surrogatepass") for text in texts])
+    words: np.ndarray
+    """uint64 (n,): of all the words of a shorter document; 0 = it is a longer one, or has no words."""
+    long: np.ndarray
+    """int32 (m,): which are the longer ones, ascending."""
+    bands: np.ndarray
+    """uint64 (m, BANDS): the keys of these."""
 
 
-def keys_of(texts: Sequence[bytes]) -> np.ndarray:
-    """`band_keys` of texts in UTF-8."""
-    keys = np.zeros((len(texts), BANDS), np.uint64)
+def keys_of(texts: Sequence[bytes]) -> Keys:
+    """The keys of texts in UTF-8: each is a function of its text alone, the same on every machine."""
+    words = np.zeros(len(texts), np.uint64)
+    long, bands = [np.empty(0, np.int32)], [np.empty((0, BANDS), np.uint64)]
     for start, end in _batches(texts):
-        if len(texts[start]) >= CHUNK:
-            keys[start] = _keys_of_long(texts[start])
-        else:
-            keys[start:end] = _keys_of_chunk(texts[start:end])
-    return keys
+        keys = _keys_of_long(texts[start]) if len(texts[start]) >= CHUNK else _keys_of_chunk(texts[start:end])
+        words[start:end] = keys.words
+        long.append(keys.long + np.int32(start))
+        bands.append(keys.bands)
+    return Keys(words, np.concatenate(long), np.concatenate(bands))
 
 
 def _batches(texts: Sequence[bytes]) -> Iterator[tuple[int, int]]:
@@ -90,29 +98,29 @@ def _batches(texts: Sequence[bytes]) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _keys_of_chunk(texts: Sequence[bytes]) -> np.ndarray:
+def _keys_of_chunk(texts: Sequence[bytes]) -> Keys:
     words, bounds = _word_hashes(texts)
     count = np.diff(bounds)  # words of each text
-    keys = np.zeros((len(texts), BANDS), np.uint64)
+    keys = np.zeros(len(texts), np.uint64)
     long = count >= SHORT
-    if long.any():
-        keys[long] = _packed(_minima(words, bounds, long))
     short = np.flatnonzero((count > 0) & ~long)
     if len(short):
         rows, place = _rows(bounds[short], count[short])
         total = np.add.reduceat(words[rows] * PLACES[place], np.cumsum(count[short]) - count[short])
-        keys[short, 0] = _mixed(total + count[short].astype(np.uint64)) | np.uint64(1)
-    return keys
+        keys[short] = _mixed(total + count[short].astype(np.uint64)) | np.uint64(1)
+    bands = _packed(_minima(words, bounds, long)) if long.any() else np.empty((0, BANDS), np.uint64)
+    return Keys(keys, np.flatnonzero(long).astype(np.int32), bands)
 
 
-def _keys_of_long(text: bytes) -> np.ndarray:
+def _keys_of_long(text: bytes) -> Keys:
     """The keys of a text longer than CHUNK, a piece after the other: the minima of all are those of the whole."""
     least = np.full((1, BANDS * ROWS), 2**32 - 1, np.uint32)
     for start in range(0, len(text), CHUNK):
         words, bounds = _word_hashes([text[start : start + CHUNK]])
         if bounds[1] >= SHORT:
             least = np.minimum(least, _minima(words, bounds, np.array([True])))
-    return _packed(least)[0] if (least < 2**32 - 1).any() else np.zeros(BANDS, np.uint64)
+    found = int((least < 2**32 - 1).any())
+    return Keys(np.zeros(1, np.uint64), np.zeros(found, np.int32), _packed(least)[:found])
 
 
 def _word_hashes(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -176,41 +184,63 @@ class Similar:
     """Which documents are alike: those that say exactly the same, and pairs of others."""
 
     first: np.ndarray
-    """int64 (n,): the first document that says exactly the same, perhaps itself."""
+    """int32 (n,): the first document that says exactly the same, perhaps itself."""
     earlier: np.ndarray
-    """int64 (m,): for each pair of documents that are almost alike, the earlier one; each the first of its copies."""
+    """int32 (m,): for each pair of documents that are almost alike, the earlier one; each the first of its copies."""
     later: np.ndarray
-    """int64 (m,): the later one; the pairs are in its order."""
+    """int32 (m,): the later one; the pairs are in its order."""
+
+    def copies(self) -> np.ndarray:
+        """Which documents say exactly the same as an earlier one: bool (n,)."""
+        return self.first != np.arange(len(self.first), dtype=self.first.dtype)
 
     def of_later(self) -> Iterator[tuple[int, np.ndarray]]:
         """Each document that is like earlier ones, in order, with these."""
-        starts = np.flatnonzero(np.append(True, self.later[1:] != self.later[:-1]))[: len(self.later)]
-        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(self.later)], strict=False):
-            yield int(self.later[start]), self.earlier[start:end]
+        bounds = np.flatnonzero(np.concatenate([[True], self.later[1:] != self.later[:-1], [True]]))
+        for i in range(0, len(bounds) - 1 if len(self.later) else 0, PAIRS):
+            for start, end in pairwise(bounds[i : i + PAIRS + 1].tolist()):
+                yield int(self.later[start]), self.earlier[start:end]
 
 
-def similar_documents(content: np.ndarray, keys: np.ndarray) -> Similar:
-    """Find documents that are alike: which pairs are found depends only on these two and on those before them.
+def similar_documents(content: np.ndarray, keys: Keys, held: np.ndarray | None = None) -> Similar:
+    """Find documents that are alike: which pairs are found depends only on these and on those before them.
 
     A document is compared with those that share a key with it: the first of them and each further one that is not like
     the ones before (at most FIRSTS), the one just before it, and PREVIOUS before it that are not like the same first.
     So what shares a key without being alike (the same header and footer) costs little and links nothing.
 
     Args:
-        content: hash of all that a document says, uint64 (n,).
-        keys: `band_keys`, uint64 (n, BANDS).
+        content: hash of all that a document says, uint64 (n,); n < 2**31.
+        keys: of the same documents.
+        held: which documents come before all others, wherever they stand, bool (n,); None = none.
     """
-    n = len(content)
-    order = np.argsort(content, kind="stable")
-    fresh = np.ones(n, bool)
-    fresh[1:] = content[order[1:]] != content[order[:-1]]
-    first = np.empty(n, np.int64)
-    first[order] = order[np.flatnonzero(fresh)[np.cumsum(fresh) - 1]] if n else order
-    alone = np.flatnonzero(first == np.arange(n))
-    found = np.empty(0, np.uint64)  # later document << 32 | earlier document
+    late = np.zeros(len(content), bool) if held is None else ~held
+    first = np.arange(len(content), dtype=np.int32)
+    alone = np.ones(len(content), bool)
+    for rows, begins in _together(content, alone.copy(), late):
+        first[rows] = rows[_first_of_each(begins)]
+        alone[rows] = begins
+    found = [np.empty(0, np.uint64), *_pairs_of_words(keys.words, alone & (keys.words != 0), late)]
+    alone, late_long = alone[keys.long], late[keys.long]
     for band in range(BANDS):
-        found = _distinct(np.concatenate([found, *_pairs_of_band(alone, keys, band)]))
-    return Similar(first, (found & np.uint64(2**32 - 1)).astype(np.int64), (found >> np.uint64(32)).astype(np.int64))
+        found[0] = _distinct(np.concatenate([found[0], *_pairs_of_band(keys, band, alone, late, late_long)]))
+    pairs = np.concatenate(found)
+    del found
+    pairs.sort()
+    earlier = _row(pairs)
+    pairs >>= np.uint64(32)
+    return Similar(first, earlier, _row(pairs))
+
+
+def _coded(earlier: np.ndarray, later: np.ndarray, late: np.ndarray) -> np.ndarray:
+    """Pairs as numbers, which are in the order of the later ones, and then of the earlier ones: uint64."""
+    one, other = (rows.astype(np.uint64) | late[rows].astype(np.uint64) << np.uint64(31) for rows in (earlier, later))
+    return other << np.uint64(32) | one
+
+
+def _row(pairs: np.ndarray) -> np.ndarray:
+    """The earlier documents of coded pairs: int32."""
+    return (pairs.astype(np.uint32) & np.uint32(2**31 - 1)).astype(np.int32)
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:
@@ -219,48 +249,76 @@ def _distinct(values: np.ndarray) -> np.ndarray:
     return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 
 
-def _pairs_of_band(documents: np.ndarray, keys: np.ndarray, band: int) -> list[np.ndarray]:
-    """Pairs of documents (ascending) that share this key and are alike, some twice: uint64, later << 32 | earlier."""
-    mine = keys[documents, band]
-    documents, mine = documents[mine != 0], mine[mine != 0]
-    if len(documents) < 2:
-        return []
-    order = np.argsort(mine, kind="stable")
-    documents, mine = documents[order], mine[order]
-    same = mine[1:] == mine[:-1]
-    shared = np.append(same, False) | np.append(False, same)
-    documents, mine = documents[shared], mine[shared]  # those of one key together, in their order
-    if not len(documents):
-        return []
-    leader = np.full(len(documents), -1)
-    rest = np.arange(len(documents))  # not like any first one so far
-    found = []
-    for _ in range(FIRSTS):
-        begins = np.append(True, mine[rest[1:]] != mine[rest[:-1]])
-        ahead = rest[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
-        alike = (ahead == rest) | _alike(keys, documents[ahead], documents[rest])
-        leader[rest[alike]] = ahead[alike]
-        found.append((ahead[alike & ~begins], rest[alike & ~begins]))
-        rest = rest[~alike]
-        if not len(rest):
-            break
-    for back in range(1, PREVIOUS + 1):
-        late = np.arange(back, len(documents))
-        late = late[mine[late] == mine[late - back]]
-        early = late - back
-        if back > 1:
-            new = (leader[late] != leader[early]) | (leader[late] < 0)
-            early, late = early[new], late[new]
-        alike = _alike(keys, documents[early], documents[late])
-        found.append((early[alike], late[alike]))
-    return [(documents[late] << 32 | documents[early]).astype(np.uint64) for early, late in found]
+def _together(keys: np.ndarray, chosen: np.ndarray, late: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Those of the chosen that share a key, int64, and where another key begins, bool: some keys after the other.
+
+    Those of one key are together and in their order, the late ones last.
+    """
+    parts = PARTS if len(keys) >= 1 << 16 else 1
+    which = keys.view(np.uint8)[7::8] % np.uint8(parts)  # keys are hashes: a byte of them parts them evenly
+    for part in range(parts):
+        here = chosen & (which == part)
+        rows = np.concatenate([np.flatnonzero(here & ~late), np.flatnonzero(here & late)])
+        mine = keys[rows]
+        order = np.argsort(mine, kind="stable")
+        mine = mine[order]
+        same = mine[1:] == mine[:-1]
+        shared = np.append(same, False) | np.append(False, same)
+        if same.any():
+            begins = np.append(True, ~same)
+            yield rows[order[shared]], begins[shared]
 
 
-def _alike(keys: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _first_of_each(begins: np.ndarray) -> np.ndarray:
+    """For each place, where its run begins: int64."""
+    return np.flatnonzero(begins)[np.cumsum(begins) - 1]
+
+
+def _pairs_of_words(words: np.ndarray, chosen: np.ndarray, late: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of short documents of the same words, coded: each with the first and with the one just before it."""
+    for rows, begins in _together(words, chosen, late):
+        later = np.flatnonzero(~begins)
+        yield _coded(rows[_first_of_each(begins)[later]], rows[later], late)
+        later = later[~begins[later - 1]]
+        yield _coded(rows[later - 1], rows[later], late)
+
+
+def _pairs_of_band(
+    keys: Keys, band: int, chosen: np.ndarray, late: np.ndarray, late_long: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Pairs of long documents that share this key and are alike, coded, some twice."""
+    for documents, new_key in _together(np.ascontiguousarray(keys.bands[:, band]), chosen, late_long):
+        key = np.cumsum(new_key)
+        leader = np.full(len(documents), -1)
+        rest = np.arange(len(documents))  # not like any first one so far
+        found = []
+        for _ in range(FIRSTS):
+            begins = np.append(True, key[rest[1:]] != key[rest[:-1]])
+            ahead = rest[_first_of_each(begins)]
+            alike = (ahead == rest) | _alike(keys.bands, documents[ahead], documents[rest])
+            leader[rest[alike]] = ahead[alike]
+            found.append((ahead[alike & ~begins], rest[alike & ~begins]))
+            rest = rest[~alike]
+            if not len(rest):
+                break
+        for back in range(1, PREVIOUS + 1):
+            later = np.arange(back, len(documents))
+            later = later[key[later] == key[later - back]]
+            earlier = later - back
+            if back > 1:
+                new = (leader[later] != leader[earlier]) | (leader[later] < 0)
+                earlier, later = earlier[new], later[new]
+            alike = _alike(keys.bands, documents[earlier], documents[later])
+            found.append((earlier[alike], later[alike]))
+        for pair in found:
+            yield _coded(*(keys.long[documents[some]] for some in pair), late)
+
+
+def _alike(bands: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether two documents agree in ALIKE of their bytes: bool, one for each pair of rows."""
     alike = np.empty(len(a), bool)
     for i in range(0, len(a), PAIRS):
         here = slice(i, i + PAIRS)
-        same = keys[a[here]].view(np.uint8) == keys[b[here]].view(np.uint8)
+        same = bands[a[here]].view(np.uint8) == bands[b[here]].view(np.uint8)
         alike[here] = np.count_nonzero(same, axis=1) >= ALIKE
     return alike

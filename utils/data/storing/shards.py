@@ -66,8 +66,8 @@ def done_shard(folder: Path, name: str, content: str) -> Record | None:
     """The record of a unit that was done earlier, if it was of the same content and its files are whole."""
     record = read_json(_record_path(folder, name))
     try:
-        return record if record and record["content"] == content and _are_whole(folder, record["files"]) else None
-    except (OSError, KeyError):
+        return record if record and record["content"] == content and are_whole(folder, record["files"]) else None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
@@ -83,9 +83,11 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """What `write_json` wrote, if it is still that."""
     try:
+        if not path.is_file():  # a pipe would never end
+            return None
         wrapped = json.loads(path.read_text(encoding="utf-8"))
         return wrapped["value"] if wrapped["sha256"] == sha256_json(wrapped["value"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -93,13 +95,22 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     """What a store says of itself, if it is whole: every file is there and has the bytes that were written."""
     info = read_json(folder / INFO)
     try:
-        return info if info and info["format"] == FORMAT and _are_whole(folder, info["files"]) else None
-    except (OSError, KeyError, TypeError, AttributeError):
+        return info if info and info["format"] == FORMAT and are_whole(folder, info["files"]) else None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _are_whole(folder: Path, files: dict[str, str]) -> bool:
-    return all(sha256_file(folder / path) == digest for path, digest in files.items())
+def are_whole(folder: Path, files: dict[str, str]) -> bool:
+    """Whether each file is there with the bytes of its sha256."""
+    return all(_is_own(folder, path) and sha256_file(folder / path) == digest for path, digest in files.items())
+
+
+def _is_own(folder: Path, path: str) -> bool:
+    """Whether a name is one of a plain file below the folder: a device, a pipe or a link could lead anywhere."""
+    inside = Path(path)
+    below = [folder / each for each in (inside, *inside.parents[:-1])]
+    plain = not inside.is_absolute() and ".." not in inside.parts and (folder / inside).is_file()
+    return plain and not any(each.is_symlink() for each in below)
 
 
 def tokens_of(folder: Path, info: dict[str, Any], part: int, side: str) -> Tokens:

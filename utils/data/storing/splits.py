@@ -10,18 +10,22 @@ import numpy as np
 
 from utils.config.schema import DataConfig
 from utils.data.documents import SIDES, Document
-from utils.data.storing.near_duplicates import BANDS, Similar, keys_of, similar_documents
+from utils.data.storing.near_duplicates import BANDS, Keys, Similar, keys_of, similar_documents
 
 TRAIN, VAL, TEST = range(3)
 LEFT_OUT = 3  # on no side
 FREE = 255  # the source does not say which side
 FIXED = {"": FREE, **{name: side for side, name in enumerate(SIDES)}}
-COLUMNS = {"content": np.uint64, "characters": np.uint32, "fixed": np.uint8, "part": np.uint16, "keys": np.uint64}
+COLUMNS = {"content": np.uint64, "characters": np.uint32, "fixed": np.uint8, "part": np.uint16}
+KEYS = {"words": np.uint64, "long": np.int32, "bands": np.uint64}
 
 
 @dataclass
 class DocumentTable:
-    """What deciding needs to know of each document, one row each in reading order: 150 bytes a document."""
+    """What deciding needs to know of each document, one row each in reading order.
+
+    23 bytes a document, and 132 more for one of 32 words or more.
+    """
 
     content: np.ndarray
     """uint64 (n,): hash of all it says."""
@@ -31,8 +35,8 @@ class DocumentTable:
     """uint8 (n,): the side that the source itself gives it, an index in SIDES; 255 = none."""
     part: np.ndarray
     """uint16 (n,): which part of a mixture it is from."""
-    keys: np.ndarray
-    """uint64 (n, BANDS): near-duplicate keys; 0 = none."""
+    keys: Keys
+    """Near-duplicate keys."""
     _similar: Similar | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -45,15 +49,7 @@ class DocumentTable:
     def similar(self) -> Similar:
         """Which documents are alike, those that the source holds out counting as first; looked for once."""
         if self._similar is None:
-            held = self.held()
-            if (held[1:] <= held[:-1]).all():  # as sources give them
-                self._similar = similar_documents(self.content, self.keys)
-            else:
-                order = np.argsort(~held, kind="stable")
-                found = similar_documents(self.content[order], self.keys[order])
-                first = np.empty(len(self), np.int64)
-                first[order] = order[found.first]
-                self._similar = Similar(first, order[found.earlier], order[found.later])
+            self._similar = similar_documents(self.content, self.keys, self.held())
         return self._similar
 
 
@@ -61,50 +57,62 @@ class TableBuilder:
     """Makes the table, a batch of documents after the other."""
 
     def __init__(self) -> None:
-        self._rows = 0
         self._made: DocumentTable | None = None
-        self._columns = {name: np.empty((0, BANDS) if name == "keys" else 0, kind) for name, kind in COLUMNS.items()}
+        self._used = dict.fromkeys(COLUMNS | KEYS, 0)  # rows of each column; it has room for more
+        self._columns = {
+            name: np.empty((0, BANDS) if name == "bands" else 0, kind) for name, kind in (COLUMNS | KEYS).items()
+        }
 
     def add(self, documents: list[Document]) -> None:
         """Note the next documents. Batches of some MB of text are fast; how they are cut decides nothing."""
+        assert self._made is None, "the table is already made"
         words = [_words(document) for document in documents]
         texts = [text.encode("utf-8", "surrogatepass") for text in words]
+        keys = keys_of(texts)
         self._append(
             content=[_content(document, text) for document, text in zip(documents, texts, strict=True)],
             characters=[0 if not text or text.isspace() else min(len(text), 2**32 - 1) for text in words],
             fixed=[FIXED[document.side] for document in documents],
             part=[document.part for document in documents],
-            keys=keys_of(texts),
+            words=keys.words,
+            long=keys.long + np.int32(self._used["content"]),
+            bands=keys.bands,
         )
 
     def table(self) -> DocumentTable:
         """The table of all documents. It takes the builder's arrays: nothing can be added after this."""
         if self._made is None:
-            columns, self._columns = self._columns, {}
-            self._made = DocumentTable(**{name: column[: self._rows] for name, column in columns.items()})
+            for name, column in self._columns.items():
+                self._resize(column, self._used[name])
+            keys = Keys(*(self._columns.pop(name) for name in KEYS))
+            self._made = DocumentTable(**self._columns, keys=keys)
         return self._made
 
     def _append(self, **rows: Any) -> None:
-        assert self._columns, "the table is already made"
-        start, end = self._rows, self._rows + len(rows["content"])
         for name, values in rows.items():
-            column = self._columns[name]
-            if end > len(column):  # in place (realloc), so that growing needs no second copy
-                column.resize((max(end, len(column) * 5 // 4), *column.shape[1:]), refcheck=False)
+            column, start, end = self._columns[name], self._used[name], self._used[name] + len(values)
+            if end > len(column):
+                self._resize(column, max(end, len(column) * 9 // 8))
             column[start:end] = values
-        self._rows = end
+            self._used[name] = end
+
+    @staticmethod
+    def _resize(column: np.ndarray, rows: int) -> None:
+        """In place (realloc), so that there is no second copy."""
+        column.resize((rows, *column.shape[1:]), refcheck=False)
 
 
 def save_table(table: DocumentTable, path: Path) -> None:
     """Write a table as one .npz of plain arrays."""
     with path.open("wb") as file:
-        np.savez(file, **{name: getattr(table, name) for name in COLUMNS})
+        np.savez(file, **{name: getattr(table, name) for name in COLUMNS}, **table.keys._asdict())
 
 
 def load_table(path: Path) -> DocumentTable:
     """Read what `save_table` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
-        return DocumentTable(**{name: arrays[name] for name in COLUMNS})
+        keys = Keys(*(arrays[name] for name in KEYS))
+        return DocumentTable(**{name: arrays[name] for name in COLUMNS}, keys=keys)
 
 
 def assign_sides(table: DocumentTable, config: DataConfig) -> np.ndarray:
@@ -150,7 +158,7 @@ def describe_sides(table: DocumentTable, sides: np.ndarray) -> dict[str, int]:
     """What people want to know: documents of each side and their characters, duplicates, what was left out, leaks."""
     similar = table.similar()
     words = table.characters > 0
-    same = (similar.first != np.arange(len(table))) & words
+    same = similar.copies() & words
     near = np.zeros(len(table), bool)
     near[similar.later] = True
     counts = {name: int((sides == side).sum()) for side, name in enumerate(SIDES)}
@@ -229,7 +237,7 @@ def _follow(table: DocumentTable, own: np.ndarray, config: DataConfig) -> tuple[
         apart = drop or held[placed].any() or (sides[placed] != side).any()
         sides[document] = LEFT_OUT if apart else side
         leads[document] = False
-    copies = leads & (similar.first != np.arange(len(table)))
+    copies = leads & similar.copies()
     of = similar.first[copies]
     sides[copies] = np.where(drop | held[of], LEFT_OUT, sides[of])
     leads[copies] = False
@@ -250,13 +258,18 @@ def _by_position(table: DocumentTable, config: DataConfig) -> np.ndarray:
         kept &= fate != LEFT_OUT
     for part in np.unique(table.part[kept]):
         val, test = _fractions(table, table.part == part, config)
-        rows = np.flatnonzero(kept & (table.part == part))
-        characters = table.characters[rows].astype(np.float64)
-        middle = (characters.cumsum() - characters / 2) / characters.sum()  # of each document, in the part's length
-        sides[rows] = np.where(middle >= 1 - val, VAL, np.where(middle >= 1 - val - test, TEST, TRAIN))
-        if val and len(rows) > 1:
-            sides[rows[-1]] = VAL
-        sides[rows[0]] = TRAIN
+        mine = kept & (table.part == part)
+        characters = table.characters[mine]
+        middle = characters.cumsum(dtype=np.float64)  # of each document, in the part's length
+        middle -= characters / 2
+        middle /= characters.sum(dtype=np.float64)
+        stretch = np.full(len(middle), TRAIN, np.uint8)
+        stretch[middle >= 1 - val - test] = TEST
+        stretch[middle >= 1 - val] = VAL
+        if val and len(stretch) > 1:
+            stretch[-1] = VAL
+        stretch[0] = TRAIN
+        sides[mine] = stretch
     if config.duplicates == "together":
         sides[_near_held(table, sides) & (sides == TRAIN) & ~given] = LEFT_OUT
     return sides
@@ -308,6 +321,11 @@ def _words(document: Document) -> str:
     if document.messages is not None:
         return "\n".join(message["content"] for message in document.messages)
     return document.text if document.target is None else f"{document.text}\n{document.target}"
+
+
+def content_of(document: Document) -> int:
+    """What the table has in its column `content`."""
+    return _content(document, _words(document).encode("utf-8", "surrogatepass"))
 
 
 def _content(document: Document, text: bytes) -> int:

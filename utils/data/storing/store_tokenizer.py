@@ -9,7 +9,7 @@ import numpy as np
 from utils.config.schema import DataConfig
 from utils.data.documents import Document, Skipped
 from utils.data.reading.sources import read_documents
-from utils.data.storing.shards import WORK
+from utils.data.storing.shards import WORK, are_whole, read_json, write_json
 from utils.data.storing.survey import Survey
 from utils.data.tokenizing.chat import CHAT_TOKENS, DEFAULT_TEMPLATE, render
 from utils.data.tokenizing.pretrained_tokenizer import load_pretrained
@@ -21,11 +21,12 @@ from utils.data.tokenizing.tokenizer import (
     load_tokenizer,
     suggest_vocab_size,
 )
+from utils.runtime.files import sha256_file
 
 # Characters that a vocabulary is learned from; more changes it little. So many for each token, between these bounds.
 PER_TOKEN, LEAST, MOST = 1000, 10_000_000, 50_000_000
 MIX = np.uint64(0x9E3779B97F4A7C15)
-DONE = "tokenizer.done"
+DONE = "tokenizer.json"
 
 
 def tokenizer_key(config: DataConfig, own: Path | None = None) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def kind_of(config: DataConfig) -> str:
 def tokenizer_for(folder: Path, config: DataConfig, survey: Survey, own: Path | None, say: Any) -> Tokenizer:
     """The tokenizer of the store being made in `folder`: kept there, made or fetched now."""
     done = folder / WORK / DONE
-    if done.exists():  # nothing less than the whole of it was written before
+    if _is_done(folder, done):
         return load_tokenizer(folder)
     kind, chats = kind_of(config), survey.info["kind"] == "chat"
     if kind in KINDS:
@@ -62,12 +63,24 @@ def tokenizer_for(folder: Path, config: DataConfig, survey: Survey, own: Path | 
         tokenizer.config["chat_template"] = config.chat_template or DEFAULT_TEMPLATE
     tokenizer.save(folder)
     tokenizer = load_tokenizer(folder)
-    done.touch()
+    write_json(done, {"files": {path.name: sha256_file(path) for path in folder.glob("*.json*") if path.is_file()}})
     return tokenizer
 
 
-def separator_of(tokenizer: Tokenizer, config: DataConfig) -> tuple[tuple[int, ...], bool]:
-    """The ids that follow a document, and whether they are a newline, which a text may already end with."""
+def _is_done(folder: Path, done: Path) -> bool:
+    """Whether the whole tokenizer was written before, and is still that: another would give other ids."""
+    try:
+        return are_whole(folder, (read_json(done) or {})["files"])
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def separator_of(tokenizer: Tokenizer, config: DataConfig, kind: str = "text") -> tuple[tuple[int, ...], bool]:
+    """The ids that follow a document, and whether they are a newline, which a text may already end with.
+
+    Nothing, where the tokenizer itself puts its end there. Before the next text is as good between running texts; an
+    answer has to end with one.
+    """
     end = tokenizer.end_id
     if config.separator == "end" and end is None:
         raise ValueError(
@@ -78,8 +91,8 @@ def separator_of(tokenizer: Tokenizer, config: DataConfig) -> tuple[tuple[int, .
         return (), False
     if config.separator == "newline" or end is None:
         return tuple(tokenizer.encode("\n")), True
-    around = config.separator == "auto" and end in (*tokenizer.prefix[:1], *tokenizer.suffix[-1:])
-    return (() if around else (end,)), False
+    ends = (*tokenizer.suffix[-1:], *(tokenizer.prefix[:1] if kind == "text" else ()))
+    return (() if config.separator == "auto" and end in ends else (end,)), False
 
 
 def _training_texts(kind: str, config: DataConfig, survey: Survey, enough: int, say: Any) -> Iterator[str]:

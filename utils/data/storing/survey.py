@@ -18,7 +18,7 @@ from utils.data.storing.splits import DocumentTable, TableBuilder, assign_sides,
 from utils.runtime.files import write_atomic
 
 BATCH = 1 << 21  # characters of documents looked at together
-WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
+WHOLE = re.compile(r"[+-]?[0-9]{1,4000}", re.ASCII)  # more digits are no number to Python
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,14 @@ def _look(config: DataConfig, say: Any) -> Survey:
         **{name: described[name] for name in ("left_out", "exact_duplicates", "near_duplicates", "leaks")},
         "skipped": {"count": skipped.count, "first": skipped.first},
     }
-    return Survey(info, sides, table.characters.copy(), table.content.copy())
+    return Survey(info, sides, table.characters, table.content)
 
 
 def _by_part(table: DocumentTable, sides: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(table.part.astype(np.int64) * 4 + sides, minlength=4)
+    counts = np.zeros(4 * (int(table.part.max(initial=0)) + 1), np.int64)
+    for i in range(0, len(sides), BATCH):  # bincount takes 8 bytes for each
+        piece = slice(i, i + BATCH)
+        counts += np.bincount(table.part[piece].astype(np.int64) * 4 + sides[piece], minlength=len(counts))
     return {
         f"{i // 4}-{SIDES[i % 4]}": int(count) for i, count in enumerate(counts) if count and i % 4 < len(SIDES)
     }  # fmt: skip

@@ -43,7 +43,9 @@ class Segment:
     """Whether it is learned: what the assistant said, and what ends its turn."""
 
 
-def segments(messages: Sequence[Message], tokenizer: "Tokenizer", template: str = "") -> list[Segment]:
+def segments(
+    messages: Sequence[Message], tokenizer: "Tokenizer", template: str = "", add_generation_prompt: bool = False
+) -> list[Segment]:
     """The parts of a chat; joined they are what `render` writes.
 
     `template` is the tokenizer's own where it is "", and ChatML where it has none. Learned is what the template calls
@@ -60,10 +62,10 @@ def segments(messages: Sequence[Message], tokenizer: "Tokenizer", template: str 
         {**message, "content": f"{SPACE}\ue000{i}\ue001{SPACE}" if message["content"] else ""}
         for i, message in enumerate(said)
     ]
-    text = _render(hidden, template, names, marks=True)
+    text = _render(hidden, template, names, add_generation_prompt, marks=True)
     _check_all_there(text, said)
     parts = list(_cut(text, said, tokenizer.special_tokens))
-    _check_unchanged("".join(part.text for part in parts), said, _render(said, template, names))
+    _check_unchanged("".join(part.text for part in parts), said, _render(said, template, names, add_generation_prompt))
     return parts
 
 
@@ -85,7 +87,9 @@ def roles_of(tokenizer: "Tokenizer") -> dict[str, str]:
     return {name: tokenizer.special(name.removesuffix("_token")) for name in NAMELESS}
 
 
-def encode_chat(messages: Sequence[Message], tokenizer: "Tokenizer", template: str = "") -> tuple[list[int], list[int]]:
+def encode_chat(
+    messages: Sequence[Message], tokenizer: "Tokenizer", template: str = "", add_generation_prompt: bool = False
+) -> tuple[list[int], list[int]]:
     """Ids of a chat, and for each 1 where it is learned, else 0. Raises ValueError as `segments` does.
 
     Template and contents are cut together, as whoever uses the model later cuts them: only the template's special
@@ -103,7 +107,7 @@ def encode_chat(messages: Sequence[Message], tokenizer: "Tokenizer", template: s
         text.clear()
         flags.clear()
 
-    for part in segments(messages, tokenizer, template):
+    for part in segments(messages, tokenizer, template, add_generation_prompt):
         if part.special:
             write()
             ids.append(tokenizer.special_tokens[part.text])
@@ -113,6 +117,24 @@ def encode_chat(messages: Sequence[Message], tokenizer: "Tokenizer", template: s
             flags += [part.answer] * len(part.text)
     write()
     return ids, learned
+
+
+def encode_question(question: str, tokenizer: "Tokenizer") -> tuple[list[int], frozenset[int]]:
+    """Ids of a chat in which a user has said `question` and the answer is about to begin, and the ids that end it.
+
+    Raises ValueError for a question that says nothing, for a tokenizer without a template, and as `segments` does.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "this model's tokenizer has no chat template, for it was not made for chats: leave --chat (chat=True) out"
+        )
+    if not question.strip():
+        raise ValueError('a chat begins with what you say: --chat --prompt "What is a mark?"')
+    asked = {"role": "user", "content": question}
+    ids, _ = encode_chat([asked], tokenizer, add_generation_prompt=True)
+    parts = segments([asked, {"role": "assistant", "content": "A sign."}], tokenizer)
+    ends = [tokenizer.special_tokens[part.text] for part in parts if part.special and part.answer]
+    return ids, frozenset(ends[-1:])
 
 
 # --- cutting -----------------------------------------------------------------------------------------------------

@@ -78,6 +78,11 @@ def load_pretrained(name: str, revision: str = "", own: Path | None = None) -> T
     return tokenizer
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files, be they of an older kind."""
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, *OLDER))
+
+
 def unknown(name: str) -> ValueError:
     """What is said of a data.tokenizer that is nothing."""
     near = get_close_matches(name, WORDS, 1, 0.5)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from utils.cli.main import app
 from utils.cli.prepare_bar import PlainLines, prepare_bar
 from utils.tests.data.dataset_server import DatasetHub
+from utils.tests.walls import needs_walls
 
 ROOT = Path(__file__).parents[3]
 DOCS = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -50,10 +51,13 @@ def run(*words: str):
     return CliRunner().invoke(app, list(words), catch_exceptions=False)
 
 
+IMPATIENT = "from utils.cli import main, prepare_bar; prepare_bar.PATIENCE = 0.0; main.main()"
+
+
 def start(*words: str, **environment: str) -> subprocess.Popen[str]:
-    """`tbt WORDS` as a process of its own."""
+    """`tbt WORDS` as a process of its own, which tells from the first moment how far the data are."""
     return subprocess.Popen(
-        [sys.executable, "-m", "utils", *words],
+        [sys.executable, "-c", IMPATIENT, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -191,7 +195,15 @@ def test_interrupted_it_goes_on(folder):
     assert json.loads(out)["bytes"] == len(draw)
 
 
-def test_progress_in_a_pipe_is_a_few_lines(capsys):
+def test_what_is_quickly_done_needs_no_word(capsys):
+    with prepare_bar() as progress:
+        progress("reading", 0, 0)
+        progress("encoding", 5000, 5000)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_in_a_pipe_is_a_few_lines(capsys, monkeypatch):
+    monkeypatch.setattr("utils.cli.prepare_bar.PATIENCE", 0.0)
     with prepare_bar() as progress:
         for i in range(1000):
             progress("reading", i * 1000, 0)
@@ -202,3 +214,23 @@ def test_progress_in_a_pipe_is_a_few_lines(capsys):
     lines = PlainLines()
     lines("encoding", 2_500_000, 5_000_000)
     assert capsys.readouterr().err == "encoding: 2.5M of 5M (50 %)\n"
+
+
+@needs_walls
+def test_data_of_classes_are_looked_at_for_the_model_that_learns_them(folder):
+    rows = [{"text": f"number {i}", "label": "odd" if i % 2 else "even"} for i in range(80)]
+    Path("classes.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    words = ("data.source=jsonl", "data.path=classes.jsonl", "data.task=classification", "data.val_fraction=0.2")
+    got = run("data", "inspect", "--model", str(ROOT / "tests" / "exports" / "classifier"), *words)
+    assert got.exit_code == 0, got.output
+    assert re.search(r"classes +2: even, odd", got.stdout)
+    assert "its class is" in got.stdout
+
+
+def test_training_says_how_far_the_data_are(folder):
+    words = ("data.source=text", "data.path=book.txt", "data.seq_len=32", "train.max_steps=1", "train.warmup_steps=0")
+    child = start("train", "--preset", "debug", *words, "--run-dir", "run")
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 0, said
+    assert [line.split(":")[0].removesuffix(" ...") for line in said.splitlines()][:1] == ["reading"]
+    assert "encoding: " in said

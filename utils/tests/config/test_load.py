@@ -197,7 +197,7 @@ def test_yes_is_not_a_number(word):
         ("train.max_steps=-1", "train.max_steps=-1: input should be greater than or equal to 0"),
         ("train.beta1=1", "train.beta1=1: input should be less than 1"),
         ("train.deterministic=2", "train.deterministic=2: input should be a valid boolean"),
-        ("data.tokenizer=word", "data.tokenizer='word': input should be 'char', 'byte' or 'bpe'"),
+        ("data.packing=rows", "data.packing='rows': input should be 'auto', 'blocks' or 'documents'"),
         ("data.size=999", "data.size=999: input should be greater than or equal to 1000"),
         ("train=3", "train is a group of settings, not one value (given: 3)"),
         ("model.shape=big", "model.shape is a group of settings, not one value (given: 'big')"),

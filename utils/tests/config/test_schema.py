@@ -26,7 +26,7 @@ RULES = [
         "data.seq_len=257 is longer than model.shape.block_size=256: lower the one or raise the other",
     ),
     (["data.source=text"], "data.source=text needs data.path=FILE_OR_FOLDER"),
-    (["data.path=book.txt"], "data.path=book.txt is only read with data.source=text"),
+    (["data.path=book.txt"], "data.path=book.txt is only read with data.source=text, csv, jsonl or parquet"),
     (
         ["train.max_steps=0"],
         "train.max_steps and train.epochs are both 0: one of them must say how long to train",
@@ -167,7 +167,7 @@ def test_the_json_schema_accepts_every_preset(name):
         ("train", "max_steps", "many", "is not of type 'integer'"),
         ("train", "max_steps", -1, "less than the minimum"),
         ("train", "beta1", 1.0, "maximum"),
-        ("data", "source", "hub", "is not one of"),
+        ("data", "source", "shelf", "is not one of"),
         ("checkpoint", "keep_best", "maybe", "is not of type 'boolean'"),
     ],
 )

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.tokenizing.chat import CHAT_TOKENS, DEFAULT_TEMPLATE, Segment, encode_chat, render, roles_of, segments
+from utils.data.tokenizing.chat import (
+    CHAT_TOKENS,
+    DEFAULT_TEMPLATE,
+    Segment,
+    encode_chat,
+    encode_question,
+    render,
+    roles_of,
+    segments,
+)
 from utils.data.tokenizing.tokenizer import END, build_tokenizer, load_tokenizer
 
 CHAT = [
@@ -161,3 +170,28 @@ def test_messages_that_are_none(bpe):
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
             segments(messages, bpe)
+
+
+@pytest.mark.parametrize(
+    ("template", "ending"), [(DEFAULT_TEMPLATE, "<|im_end|>"), (DATED, END), (LLAMA_2, END), (MARKED, END)]
+)
+def test_a_question_is_cut_as_in_a_chat_that_was_learned(template: str, ending: str):
+    tokenizer = build_tokenizer("bpe", "user assistant system hello world " * 9, 300, CHAT_TOKENS)
+    tokenizer.config["chat_template"] = template
+    asked, ends = encode_question("What is <|im_end|>?", tokenizer)
+    said = [{"role": "user", "content": "What is <|im_end|>?"}, {"role": "assistant", "content": "\u00ff"}]
+    learned, marks = encode_chat(said, tokenizer)
+    first = marks.index(1)
+    assert asked == learned[: len(asked)]
+    assert first - len(asked) <= 3  # what a template puts before an answer without a generation prompt
+    assert ends == {tokenizer.special_tokens[ending]}
+    assert asked.count(tokenizer.special_tokens["<|im_end|>"]) == (ending == "<|im_end|>")  # the template's own
+
+
+def test_a_question_needs_a_template_and_words(bpe):
+    with pytest.raises(ValueError, match=r"has no chat template.*leave --chat"):
+        encode_question("Hello", build_tokenizer("byte", [], 0))
+    tokenizer = build_tokenizer("bpe", "user assistant hello " * 9, 300, CHAT_TOKENS)
+    tokenizer.config["chat_template"] = DEFAULT_TEMPLATE
+    with pytest.raises(ValueError, match="begins with what you say"):
+        encode_question(" \n", tokenizer)

@@ -178,3 +178,12 @@ def test_what_is_no_class_is_a_bad_row(label):
 def test_a_bad_message_is_named(messages, said):
     with pytest.raises(BadRow, match="^" + re.escape(f"x: {said}")):
         to_document({"m": messages}, Columns(messages="m"), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "text"),
+    [("instruction", "Add 2, 2", "Add 2, 2\n"), ("question", "Who?\n", "Who?\n"), ("prompt", "2 + 2 =", "2 + 2 =")],
+)
+def test_an_answer_begins_on_a_line_of_its_own_except_after_a_prompt(name, asked, text):
+    one = to_document({name: asked, "output": "4"}, Columns(name, "output"), "here")
+    assert (one.text, one.target) == (text, "4")

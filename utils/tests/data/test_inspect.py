@@ -187,3 +187,28 @@ def test_a_store_alone_says_its_sizes(tmp_path):
 def test_it_raises_as_the_store_does(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         inspect_data(DataConfig(tokenizer="char", source="text", path=str(tmp_path / "none")))
+
+
+def test_what_is_not_learned_is_shown_as_only_read(tmp_path):
+    rows = [{"prompt": f"say {i}", "completion": f"<{i}>"} for i in range(60)]
+    found = inspect_data(rows_config(tmp_path / "pairs.csv", rows, packing="documents"), quality=False)
+    assert "the token after it" not in str(found)  # of a prompt nothing is learned
+    assert "  read    s|a|y|" in str(found)
+    assert "only read" in found._repr_html_()
+    assert str(found.save(tmp_path / "page.html").read_text(encoding="utf-8")).count("What a model gets") == 1
+
+
+def test_the_class_of_an_example_is_shown(tmp_path):
+    rows = [{"text": f"number {i}", "label": "odd" if i % 2 else "even"} for i in range(60)]
+    found = inspect_data(rows_config(tmp_path / "classes.csv", rows, task="classification"), quality=False)
+    assert "its class is" in str(found)
+    assert "The label of each token" not in str(found)
+
+
+def test_too_little_to_validate_on_is_said(tmp_path):
+    rows = [{"prompt": f"say {i}", "completion": f"<{i}>"} for i in range(60)]
+    config = rows_config(tmp_path / "pairs.csv", rows, packing="documents").model_copy(update={"val_fraction": 0.05})
+    found = describe_store(open_store(config), config)
+    assert f"only {found.store.val.documents} documents to validate on" in str(found.table())
+    assert "data.val_fraction=0.1" in str(found.table())
+    assert "to validate on," not in str(describe_store(found.store, config.model_copy(update={"val_fraction": 0.2})))

@@ -2,16 +2,20 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from utils.config.schema import DataConfig
-from utils.data.storing import store_tokenizer
+from utils.data.storing import encoders, store_tokenizer
+from utils.data.storing.encode import Manner
 from utils.data.storing.survey import survey_of
 from utils.data.storing.token_store import open_store
 from utils.data.tokenizing.chat import DEFAULT_TEMPLATE
-from utils.data.tokenizing.tokenizer import load_tokenizer
+from utils.data.tokenizing.tokenizer import END, build_tokenizer, load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +84,27 @@ def test_the_chat_template_travels_with_the_tokenizer(tmp_path):
     assert other.folder != store.folder
     assert load_tokenizer(other.folder).chat_template == own
     assert other.tokenizer.decode(other.train.document(0).tolist()).startswith("user: ")
+
+
+@pytest.mark.parametrize(("kind", "separator"), [("text", ()), ("pairs", (0,)), ("labelled", (0,)), ("chat", (0,))])
+def test_an_answer_ends_even_where_the_end_token_also_begins_a_text(tmp_path, kind, separator):
+    """OPT's tokenizer puts its one special token before a text, and nothing behind it."""
+    build_tokenizer("bpe", "some words of text", 300).save(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(f"{END} $A", None, [(END, 0)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.end_id, tokenizer.prefix, tokenizer.suffix) == (0, [0], [])
+    assert store_tokenizer.separator_of(tokenizer, DataConfig(), kind) == (separator, False)
+
+
+def test_a_process_that_encodes_knows_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
+    build_tokenizer("byte", "").save(tmp_path)
+    worker = encoders._Worker(tmp_path, Manner("text", "uint16"), None)
+    try:
+        variables = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
+    finally:
+        worker.stop()
+    assert b"TOKENIZERS_PARALLELISM" in variables
+    assert b"HF_TOKEN" not in variables

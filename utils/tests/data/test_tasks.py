@@ -216,6 +216,24 @@ def test_seq2seq_reads_a_prompt_and_writes_its_answer():
     assert extra == {}
 
 
+def test_what_a_seq2seq_model_reads_ends_as_the_tokenizer_ends_a_text():
+    ids = side([[1, 2, 3, 4, 90], [6, 7, 90], [8, 90], [11, 12, 13, 14, 15, 90]], targets=np.array([3, 1, 0, 4]))
+    how = {"seq_len": 4, "ahead": 0, "whole": True}
+    question = Seq2Seq(4, start_id=50, pairs=True, attention_mask=True, suffix=(90,))
+    (source, target), labels, extra = once(ids, question, **how).batch(0)
+    assert source.tolist() == [[1, 2, 3, 90], [6, 90, 0, 0], [90, 0, 0, 0], [11, 12, 13, 90]]  # the cut one, too
+    assert extra["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+    assert labels.tolist() == [[4, 90], [7, 90], [8, 90], [15, 90]]
+    assert target[:, 0].tolist() == [50] * 4
+    (_, target), _, _ = once(ids, Seq2Seq(4, pairs=True, suffix=(90,)), **how).batch(0)
+    assert target[:, 0].tolist() == [90] * 4  # the last token that was read
+    plain, ended = (blocks(Seq2Seq(8, suffix=suffix), seq_len=8).batch(2) for suffix in ((), (90,)))
+    assert torch.equal(ended.inputs[0][:, :-1], plain.inputs[0])
+    assert (ended.inputs[0][:, -1] == 90).all()
+    assert torch.equal(ended.labels, plain.labels)
+    assert blocks(Seq2Seq(1, suffix=(90,)), seq_len=1).batch(0).inputs[0].shape == (8, 1)  # no room for it
+
+
 def test_a_pair_without_an_answer_is_left_out():
     ids = side([[1, 2], [3, 4]], targets=np.array([2, 1]))
     batches = once(ids, Seq2Seq(4, pairs=True), seq_len=4, ahead=0, whole=True)

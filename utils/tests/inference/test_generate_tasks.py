@@ -107,6 +107,20 @@ def test_what_a_tokenizer_puts_before_a_text_it_puts_before_the_prompt():
         generate_text(model, Begins(), "", 1)
 
 
+def test_what_a_seq2seq_model_reads_is_a_whole_text_with_its_end():
+    class Ends(Letters):
+        end_id, suffix = None, (5,)
+
+    assert stop_ids_of(Ends()) == {5, 6}  # as in a BERT, whose texts end with [SEP] and no other token
+    model = Counts("seq2seq")
+    model.start_id = 2
+    assert "".join(generate_text(model, Ends(), "ab", 9, temperature=0)) == "de"
+    assert model.seen[0] == ([0, 1, 5], [2])
+    model = Counts("causal")
+    "".join(generate_text(model, Ends(), "ab", 1, temperature=0))
+    assert model.seen == [([0, 1], None)]  # goes on with a text that has not ended
+
+
 def test_a_real_tokenizer_ends_text_at_its_end_token():
     tokenizer = build_tokenizer("bpe", "a good day " * 200, 300)
     assert stop_ids_of(tokenizer) == {tokenizer.end_id}

@@ -164,3 +164,14 @@ def test_edited_text_is_not_taken_for_the_old(tmp_path: Path):
     book.write_text("the dog sat on the mat\n" * 200)
     with pytest.raises(ValueError, match="was trained on other text"):
         launch(config)
+
+
+def test_a_run_goes_on_where_its_text_is_gone(tmp_path: Path):
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"the cat sat on mat {i} and saw {i * i} fish\n" for i in range(300)))
+    config = tiny_config(tmp_path / "run", "data.source=text", f"data.path={book}")
+    assert watch(launch(config)) == (0, "")
+    book.unlink()
+    assert launch(config).run.status() == "completed"
+    with pytest.raises(FileNotFoundError, match=r"book\.txt"):
+        launch(tiny_config(tmp_path / "other", "data.source=text", f"data.path={book}"))

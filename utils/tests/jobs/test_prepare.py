@@ -55,6 +55,25 @@ def test_the_length_is_lowered_to_the_limit(tmp_path: Path):
     assert notes == ("fitted to the model: data.seq_len=9: it reads at most 9 tokens",)
 
 
+def test_a_classifier_is_given_classes(tmp_path: Path):
+    fitted, notes = fit(tiny_config(tmp_path), facts(1000, task="classification"))
+    assert fitted.data.task == "classification"
+    assert notes == ("fitted to the model: data.task=classification: it is a classifier",)
+    assert fit(tiny_config(tmp_path), facts(1000, task="masked"))[0].data.task == "auto"
+
+
+def test_trained_weights_are_not_given_other_tokens_in_silence(tmp_path: Path):
+    import transformers
+
+    shape = {"vocab_size": 600, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).save_pretrained(tmp_path / "gpt2")
+    words = ("model.kind=hub", f"model.ref={tmp_path / 'gpt2'}", "data.tokenizer=auto")
+    notes = prepare(tiny_config(tmp_path / "run", *words)).notes
+    assert any("know other tokens than data.tokenizer=bpe makes" in note for note in notes)
+    notes = prepare(tiny_config(tmp_path / "run", *words, "model.pretrained=false")).notes
+    assert not any("know other tokens" in note for note in notes)
+
+
 def test_an_export_is_looked_at_pinned_and_copied(tmp_path: Path):
     prepared = prepare(config(tmp_path, DECODER))
     assert prepared.facts["task"] == "causal"
@@ -78,6 +97,8 @@ def test_the_newest_revision_is_pinned_and_another_can_be_named(tmp_path: Path, 
         github.put(published | {"model.py": published["model.py"] + b"# newer\n"}, SECOND)
         newest = prepare(config(tmp_path, ID))
         older = prepare(config(tmp_path, ID, f"model.revision={FIRST}"))
+        RunFolder(tmp_path / "run").create(older.config)  # and killed before its files were copied
+        assert prepare(config(tmp_path, ID)).config == older.config
     assert newest.config.model.revision == SECOND
     assert older.config.model.revision == FIRST
     assert newest.found.sha256 != older.found.sha256
