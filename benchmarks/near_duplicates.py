@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.config.schema import DataConfig
 from utils.data.documents import Document
-from utils.data.storing.near_duplicates import ALIKE, BANDS, ROWS, SHORT, WORDS, band_keys, similar_documents
+from utils.data.storing.near_duplicates import ALIKE, BANDS, ROWS, SHORT, WORDS, Keys, keys_of, similar_documents
 from utils.data.storing.splits import FREE, DocumentTable, TableBuilder, assign_sides, count_leaks
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def jaccard(a: str, b: str) -> float:
 
 def found(texts: list[str]) -> set[tuple[int, int]]:
     """The pairs that are found, each as (earlier, later)."""
-    pairs = similar_documents(np.arange(len(texts), dtype=np.uint64), band_keys(texts))
+    pairs = similar_documents(np.arange(len(texts), dtype=np.uint64), keys_of([text.encode() for text in texts]))
     return set(zip(pairs.earlier.tolist(), pairs.later.tolist(), strict=True))
 
 
@@ -117,22 +117,28 @@ def speed_rows(words: list[str]) -> list[str]:
     return rows
 
 
-def many_row(count: int) -> str:
+def many_row(what: str, count: int) -> str:
     """The sides of so many documents, a tenth of them copies, and the memory that the whole process needs."""
     draw = np.random.default_rng(1)
-    keys = np.empty((count, BANDS), np.uint64)
-    for row in keys:
-        row[:] = draw.integers(1, 2**63, BANDS)  # as of long documents
     copies = draw.permutation(count)[: count // 10]
-    keys[copies] = keys[np.sort(copies) // 2]
+    if what == "passages":
+        bands = np.empty((count, BANDS), np.uint64)
+        for row in bands:
+            row[:] = draw.integers(1, 2**63, BANDS)
+        bands[copies] = bands[np.sort(copies) // 2]
+        keys = Keys(np.zeros(count, np.uint64), np.arange(count, dtype=np.int32), bands)
+    else:
+        words = draw.integers(1, 2**63, count, np.uint64)
+        words[copies] = words[np.sort(copies) // 2]
+        keys = Keys(words, np.empty(0, np.int32), np.empty((0, BANDS), np.uint64))
     content = draw.integers(0, 2**64, count, np.uint64)
-    characters = np.full(count, 2000, np.uint32)
+    characters = np.full(count, 2000 if what == "passages" else 60, np.uint32)
     table = DocumentTable(content, characters, np.full(count, FREE, np.uint8), np.zeros(count, np.uint16), keys)
     before, start = peak(), time.process_time()
     sides = assign_sides(table, DataConfig())
     seconds = time.process_time() - start
     assert count_leaks(table, sides) == 0
-    return f"| sides | {count:,} | {seconds:.1f} | peak {peak():.0f} MB (before: {before:.0f} MB) |"
+    return f"| sides of {what} | {count:,} | {seconds:.1f} | peak {peak():.0f} MB (before: {before:.0f} MB) |"
 
 
 def peak() -> float:
@@ -145,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=1_000_000)
     count = parser.parse_args().documents
-    many = many_row(count)  # first, while the process is small
+    many = [many_row("lines", count), many_row("passages", count)]  # first, while the process is small
     draw, words = random.Random(1), [word for name in TEXTS for word in words_of(name)]
     lines = [
         "# Near-duplicates",
@@ -168,7 +174,7 @@ def main() -> None:
         "| what | documents | CPU seconds | |",
         "| --- | --- | --- | --- |",
         *speed_rows(words),
-        many,
+        *many,
     ]
     RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

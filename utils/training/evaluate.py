@@ -4,12 +4,23 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.data.batching.tasks import Batch, TaskBatches
 from utils.training.loss import count_correct, token_loss
+
+
+def what_it_takes(model: nn.Module) -> dict[str, Any]:
+    """What `build_batches` and `eval_on` have to know of a model: what it can be told of its rows, where it starts."""
+    return {
+        "packs_documents": getattr(model, "packs_documents", False),
+        "supports_attention_mask": getattr(model, "supports_attention_mask", False),
+        "start_id": getattr(model, "start_id", None),
+        "n_classes": getattr(model, "n_classes", 0),
+    }
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from utils.data.storing.token_store import TokenStore, store_at
 from utils.inference.generate import task_of
 from utils.models.folder import load_model_folder
 from utils.runtime.device import pick_device
-from utils.training.evaluate import evaluate
+from utils.training.evaluate import evaluate, what_it_takes
 
 
 def evaluate_checkpoint(folder: Path, config: RunConfig, store: TokenStore, on: str) -> dict[str, Any]:
@@ -33,10 +33,7 @@ def evaluate_checkpoint(folder: Path, config: RunConfig, store: TokenStore, on: 
         on,
         config.train.batch_size,
         task,
-        packs_documents=getattr(model, "packs_documents", False),
-        supports_attention_mask=getattr(model, "supports_attention_mask", False),
-        start_id=getattr(model, "start_id", None),
-        n_classes=getattr(model, "n_classes", 0),
+        **what_it_takes(model),
     )
     found = evaluate(model, batches, device, nullcontext)
     assert found is not None, "nobody stops it"

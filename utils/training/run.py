@@ -24,6 +24,7 @@ from utils.runtime.device import cpu_cores, describe, pick_device, pick_precisio
 from utils.runtime.environment import environment
 from utils.runtime.randomness import derive_seed
 from utils.training.checkpoint import Checkpointer, load_checkpoint
+from utils.training.evaluate import what_it_takes
 from utils.training.seed_manager import set_deterministic
 from utils.training.trainer import Progress, Trainer, TrainResult
 
@@ -77,10 +78,7 @@ def run_training(
             config.train.grad_accum_steps,
             config.train.seed,
             task,
-            packs_documents=getattr(model, "packs_documents", False),
-            supports_attention_mask=getattr(model, "supports_attention_mask", False),
-            start_id=getattr(model, "start_id", None),
-            n_classes=getattr(model, "n_classes", 0),
+            **what_it_takes(model),
             eval_batches=config.train.eval_batches,
         )
         trainer = Trainer(

@@ -224,7 +224,7 @@ def similar_documents(content: np.ndarray, keys: Keys, held: np.ndarray | None =
     alone, late_long = alone[keys.long], late[keys.long]
     for band in range(BANDS):
         found[0] = _distinct(np.concatenate([found[0], *_pairs_of_band(keys, band, alone, late, late_long)]))
-    pairs = np.concatenate(found)
+    pairs = np.concatenate(found)  # each once: short documents are in no band
     del found
     pairs.sort()
     earlier = _row(pairs)
@@ -232,10 +232,14 @@ def similar_documents(content: np.ndarray, keys: Keys, held: np.ndarray | None =
     return Similar(first, earlier, _row(pairs))
 
 
-def _coded(earlier: np.ndarray, later: np.ndarray, late: np.ndarray) -> np.ndarray:
-    """Pairs as numbers, which are in the order of the later ones, and then of the earlier ones: uint64."""
-    one, other = (rows.astype(np.uint64) | late[rows].astype(np.uint64) << np.uint64(31) for rows in (earlier, later))
-    return other << np.uint64(32) | one
+def _numbers(rows: np.ndarray, late: np.ndarray) -> np.ndarray:
+    """Numbers below 2**32 in the order of the documents, of which those before the late ones come first: uint64."""
+    return rows.astype(np.uint64) | late[rows].astype(np.uint64) << np.uint64(31)
+
+
+def _coded(numbers: np.ndarray, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
+    """Pairs of documents as numbers in the order of the later ones, and then of the earlier ones: uint64."""
+    return numbers[later] << np.uint64(32) | numbers[earlier]
 
 
 def _row(pairs: np.ndarray) -> np.ndarray:
@@ -277,10 +281,10 @@ def _first_of_each(begins: np.ndarray) -> np.ndarray:
 def _pairs_of_words(words: np.ndarray, chosen: np.ndarray, late: np.ndarray) -> Iterator[np.ndarray]:
     """Pairs of short documents of the same words, coded: each with the first and with the one just before it."""
     for rows, begins in _together(words, chosen, late):
-        later = np.flatnonzero(~begins)
-        yield _coded(rows[_first_of_each(begins)[later]], rows[later], late)
+        numbers, later = _numbers(rows, late), np.flatnonzero(~begins)
+        yield _coded(numbers, _first_of_each(begins)[later], later)
         later = later[~begins[later - 1]]
-        yield _coded(rows[later - 1], rows[later], late)
+        yield _coded(numbers, later - 1, later)
 
 
 def _pairs_of_band(
@@ -310,8 +314,9 @@ def _pairs_of_band(
                 earlier, later = earlier[new], later[new]
             alike = _alike(keys.bands, documents[earlier], documents[later])
             found.append((earlier[alike], later[alike]))
-        for pair in found:
-            yield _coded(*(keys.long[documents[some]] for some in pair), late)
+        numbers = _numbers(keys.long[documents], late)
+        for earlier, later in found:
+            yield _coded(numbers, earlier, later)
 
 
 def _alike(bands: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

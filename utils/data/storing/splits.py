@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,19 +99,6 @@ class TableBuilder:
     def _resize(column: np.ndarray, rows: int) -> None:
         """In place (realloc), so that there is no second copy."""
         column.resize((rows, *column.shape[1:]), refcheck=False)
-
-
-def save_table(table: DocumentTable, path: Path) -> None:
-    """Write a table as one .npz of plain arrays."""
-    with path.open("wb") as file:
-        np.savez(file, **{name: getattr(table, name) for name in COLUMNS}, **table.keys._asdict())
-
-
-def load_table(path: Path) -> DocumentTable:
-    """Read what `save_table` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        keys = Keys(*(arrays[name] for name in KEYS))
-        return DocumentTable(**{name: arrays[name] for name in COLUMNS}, keys=keys)
 
 
 def assign_sides(table: DocumentTable, config: DataConfig) -> np.ndarray:
@@ -286,7 +272,9 @@ def _near_held(table: DocumentTable, sides: np.ndarray) -> np.ndarray:
     near = held.copy()
     near[similar.later[held[similar.earlier]]] = True
     near[similar.earlier[held[similar.later]]] = True
-    return near[similar.first]
+    copies = similar.copies()
+    near[copies] = near[similar.first[copies]]
+    return near
 
 
 def _why_empty(table: DocumentTable, sides: np.ndarray, config: DataConfig) -> str:

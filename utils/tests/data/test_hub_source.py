@@ -122,7 +122,7 @@ def test_columns_of_pairs_classes_and_chats(hub: DatasetHub, client: Client):
     hub.put_dataset("acme/pairs", {"default": {"train": [{"question": "q", "answer": "a", "n": 1}]}}, form="jsonl")
     settings = client.do("pin", name="acme/pairs")["settings"]
     client.do("prepare", **settings)
-    assert client.do("read", **settings)["documents"] == [["q", "acme/pairs train row 1", "a", None, None]]
+    assert client.do("read", **settings)["documents"] == [["q\n", "acme/pairs train row 1", "a", None, None]]
     assert "question (text), answer (text), n (number)" in client.error("read", **settings, text_field="body")
 
 

@@ -26,8 +26,6 @@ from utils.data.storing.splits import (
     assign_sides,
     count_leaks,
     describe_sides,
-    load_table,
-    save_table,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -40,6 +38,10 @@ def table_of(documents: list[Document] | list[str], batch: int = 1000) -> Docume
     for i in range(0, len(rows), batch):
         builder.add(rows[i : i + batch])
     return builder.table()
+
+
+def arrays_of(table: DocumentTable) -> list[np.ndarray]:
+    return [table.content, table.characters, table.fixed, table.part, *table.keys]
 
 
 def sides_of(documents: list[Document] | list[str], **settings) -> list[int]:
@@ -81,29 +83,26 @@ def real_passages(count: int, words: int = 120) -> list[str]:
     return [" ".join(text[i * words : (i + 1) * words]) for i in range(count)]
 
 
-# ---- The table ----
-
-
-def test_a_row_says_what_the_document_says(tmp_path: Path):
+def test_a_row_says_what_the_document_says():
     documents = [
         Document(text="one", side="val"),
         Document(text="one", part=2),
         Document(text=" \n\t"),
         Document(text="one", target="two"),
         Document(text="", messages=({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"})),
+        Document(text="one " * 40),
     ]
     table = table_of(documents)
-    assert table.fixed.tolist() == [VAL, FREE, FREE, FREE, FREE]
-    assert table.part.tolist() == [0, 2, 0, 0, 0]
-    assert table.characters.tolist() == [3, 3, 0, 7, 7]
+    assert table.fixed.tolist() == [VAL, FREE, FREE, FREE, FREE, FREE]
+    assert table.part.tolist() == [0, 2, 0, 0, 0, 0]
+    assert table.characters.tolist() == [3, 3, 0, 7, 7, 160]
     assert table.content[0] == table.content[1]
-    assert len(np.unique(table.content)) == 4
-    save_table(table, tmp_path / "documents.npz")
-    again = load_table(tmp_path / "documents.npz")
-    for name in ("content", "characters", "fixed", "part", "keys"):
-        old, new = getattr(table, name), getattr(again, name)
-        assert old.dtype == new.dtype
-        assert (old == new).all()
+    assert len(np.unique(table.content)) == 5
+    assert (table.keys.words != 0).tolist() == [True, True, False, True, True, False]
+    assert table.keys.long.tolist() == [5]
+
+
+# ---- The table ----
 
 
 def test_fields_of_a_document_do_not_run_together():
@@ -121,8 +120,15 @@ def test_fields_of_a_document_do_not_run_together():
 def test_how_documents_are_batched_decides_nothing():
     texts = [long_text(i, 1 + i % 70) for i in range(200)]
     whole, pieces = table_of(texts), table_of(texts, batch=7)
-    for name in ("content", "characters", "keys"):
-        assert (getattr(whole, name) == getattr(pieces, name)).all()
+    for one, other in zip(arrays_of(whole), arrays_of(pieces), strict=True):
+        assert one.shape == other.shape
+        assert (one == other).all()
+
+
+def test_a_line_needs_23_bytes_and_nothing_is_kept_for_more():
+    arrays = arrays_of(table_of([f"line {i}" for i in range(3000)], batch=700))
+    assert sum(array.nbytes for array in arrays) == 23 * 3000
+    assert all(array.base is None for array in arrays)
 
 
 def test_a_table_that_is_made_takes_no_more_documents():

@@ -47,8 +47,9 @@ def test_it_learns_the_classes(tmp_path):
     assert RunFolder(tmp_path / "run").read_json("meta")["task"] == "classification"
 
 
-def test_without_labels_it_says_how_to_name_them(tmp_path):
-    with pytest.raises(ValueError, match=r"this model is a classifier, .* data\.label_field=COLUMN"):
+def test_without_labels_it_lists_the_columns(tmp_path):
+    words = r"needs a class for each text: which column .* kind \(text\): say data\.label_field=NAME"
+    with pytest.raises(ValueError, match=words):
         run(tmp_path, rows_of(tmp_path / "rows.jsonl"))
 
 
