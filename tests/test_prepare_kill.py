@@ -66,8 +66,12 @@ def test_killed_at_ten_random_moments(tmp_path: Path):
     while kills < 10:
         before = shards(tmp_path, "killed")
         process = start(tmp_path, "killed")
-        # Mostly while it works: python itself needs a good part of the first half.
-        time.sleep(draw.uniform(0.3, 1.0) * seconds)
+        if kills % 2:  # while shards are written, however fast this machine is
+            wanted = len(before) + draw.randint(1, 5)
+            while process.poll() is None and len(shards(tmp_path, "killed")) < wanted:
+                time.sleep(0.001)
+        else:  # at any moment, mostly while it works: python itself needs a good part of the first half
+            time.sleep(draw.uniform(0.2, 0.8) * seconds)
         alive = process.poll() is None
         process.kill()  # it alone: its own processes have to notice
         process.communicate()

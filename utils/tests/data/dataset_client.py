@@ -50,7 +50,7 @@ def token(value):
 
 hub_client.WAIT = 0.01
 http_backoff.__kwdefaults__.update(base_wait_time=0.001)
-sys.stderr.write("ready")
+print("ready", end="", file=sys.stderr, flush=True)
 for line in sys.stdin:
     what, settings = json.loads(line)
     try:

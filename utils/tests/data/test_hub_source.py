@@ -345,4 +345,7 @@ def test_the_library_that_is_missing_is_named(monkeypatch):
 
 def test_the_libraries_say_nothing_of_their_own(client: Client):
     """Runs last: whatever the tests above did, no bar and no warning reached the terminal."""
+    until = time.monotonic() + 60
+    while not client.errors.read_text() and time.monotonic() < until:  # it may have been started just now
+        time.sleep(0.05)
     assert client.errors.read_text() == "ready"
