@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,10 @@ def test_a_process_that_encodes_knows_no_secret(tmp_path, monkeypatch):
     build_tokenizer("byte", "").save(tmp_path)
     worker = encoders._Worker(tmp_path, Manner("text", "uint16"), None)
     try:
-        variables = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
+        until = time.monotonic() + 60
+        while not (variables := Path(f"/proc/{worker.process.pid}/environ").read_bytes()):  # not yet begun
+            assert time.monotonic() < until
+            time.sleep(0.01)
     finally:
         worker.stop()
     assert b"TOKENIZERS_PARALLELISM" in variables
