@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.schema import BUILT_IN, RunConfig
-from utils.data.tokenizing.tokenizer import Tokenizer, tokens_needed
+from utils.data.tokenizing.tokenizer import TRAINED, Tokenizer, tokens_needed
 from utils.jobs.describe import clean_facts, describe_model
 from utils.jobs.find_model import FoundModel, find_model, links
 from utils.jobs.prepare_data import prepare_data
@@ -24,7 +24,6 @@ from utils.runtime.files import fsync_folder, sha256_file
 
 OF_A_RUN = ("optimizer.safetensors", "trainer.json", "MANIFEST.json")  # what a checkpoint has beside the model
 BYTES = 256  # the tokens a byte or a trained tokenizer has at least
-TRAINED = ("bpe", "wordpiece", "unigram")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Any
 
 from utils.config.schema import DataConfig, MixturePart
 from utils.data.reading.sources import pin
-from utils.data.tokenizing.pretrained_tokenizer import COMMIT, has_tokenizer, pin_tokenizer
+from utils.data.tokenizing.pretrained_tokenizer import COMMIT, WORDS, has_tokenizer, pin_tokenizer
 
-KINDS = ("model", "char", "byte", "bpe", "wordpiece", "unigram")
 PINNED = ("config", "revision", "val_from", "test_from")
 
 
@@ -29,7 +28,7 @@ def prepare_data(data: DataConfig, own: Path | None, known: DataConfig | None) -
         if name == "model":
             notes += ("data.tokenizer=model: the one the model came with",)
         data = data.model_copy(update={"tokenizer": name})
-    if data.tokenizer not in KINDS:
+    if data.tokenizer not in WORDS:
         revision = pin_tokenizer(data.tokenizer, data.tokenizer_revision)
         data = data.model_copy(update={"tokenizer_revision": revision})
     return data, notes
