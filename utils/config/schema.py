@@ -5,8 +5,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-BUILT_IN = ("gpt", "llama", "bdh")  # the kinds of model this package writes itself
-Problem = tuple[tuple[str, ...], str]  # the dotted keys involved, what is wrong and what to do
+from utils.config.rules import BUILT_IN, disagreements
+
+__all__ = ["BUILT_IN", "RunConfig", "field_table"]
 
 
 class Section(BaseModel):
@@ -45,6 +46,14 @@ class ModelShape(Section):
     """Probability of dropping an activation in training."""
     tie_embeddings: bool = True
     """Whether the input embedding is also the output layer (saves n_embd x vocab_size parameters); a bdh never does."""
+    activation: Literal["auto", "gelu", "swiglu", "relu2"] = "auto"
+    """What the feed-forward layer does: auto = the kind's own (gpt gelu, llama swiglu); relu2 = the square of what is above 0, two matrices and no gate."""
+    qk_norm: bool = False
+    """Whether queries and keys are normed in each head before they meet, which lets the learning rate be higher (gpt, llama)."""
+    value_residual: bool = False
+    """Whether each layer's values are mixed with the first layer's, in a share that is learned (gpt, llama)."""
+    zero_init: bool = False
+    """Whether what adds to the residual stream begins at zero, so that a deep model begins as a shallow one (gpt, llama)."""
 
 
 class ModelConfig(Section):
@@ -154,14 +163,30 @@ class DataConfig(SourceConfig):
 class TrainConfig(Section):
     """How the model is trained. Every cadence is in optimizer steps, and 0 turns it off."""
 
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _auto_is_zero(cls, value: Any) -> Any:
+        return 0 if value == "auto" else value
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
     max_steps: int = Field(1000, ge=0)
     """Length of the run, in optimizer steps; 0 = as many as train.epochs needs."""
     epochs: float = Field(0.0, ge=0.0)
     """Length of the run, in passes over the training text; 0 = train.max_steps decides."""
-    batch_size: int = Field(16, ge=1)
-    """Examples per micro-batch."""
+    batch_size: int = Field(16, ge=0)
+    """Examples per micro-batch; auto (or 0) = the largest that fits into memory, found once per run."""
     grad_accum_steps: int = Field(1, ge=1)
     """Micro-batches per optimizer step; 1 x 8 and 8 x 1 train alike."""
+    batch_warmup_steps: int = Field(0, ge=0)
+    """Steps over which the examples per optimizer step rise from an eighth to batch_size x grad_accum_steps; 0 = all from the start."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What turns gradients into steps: adamw for everything, or muon for the matrices between the embedding and the output layer and adamw for the rest."""
+    muon_momentum: float = Field(0.95, ge=0.0, lt=1.0)
+    """Muon: decay of the running sum of gradients."""
     learning_rate: float = Field(3e-3, gt=0.0)
     """Peak learning rate, reached after the warmup."""
     min_lr: float = Field(3e-4, ge=0.0)
@@ -169,7 +194,9 @@ class TrainConfig(Section):
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the learning rate rises linearly from near 0; a preset's is cut where train.max_steps is shorter."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """Shape of the learning rate after warmup; wsd = stable, then a linear fall over the last fifth."""
+    """Shape of the learning rate after warmup; wsd = stable, then a linear fall over the last part (train.decay_share)."""
+    decay_share: float = Field(0.2, gt=0.0, le=1.0)
+    """Share of the run, at its end, over which schedule=wsd falls."""
     weight_decay: float = Field(0.1, ge=0.0)
     """Decoupled weight decay of matrices and embeddings; biases and norms never decay."""
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
@@ -178,8 +205,20 @@ class TrainConfig(Section):
     """AdamW: decay of the running mean of squared gradients."""
     grad_clip: float = Field(1.0, ge=0.0)
     """Largest norm of the gradient over all parameters; 0 = no clipping."""
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the target that is spread over all tokens; the validation loss stays without it."""
+    z_loss: float = Field(0.0, ge=0.0)
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting; 1e-4 is usual; the validation loss stays without it."""
+    ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
+    """Decay of a running average of the weights, which is then what is evaluated, sampled, saved and exported; 0 = off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the forward pass; auto = bf16 on a GPU that has it, fp16 on one that hasn't, else fp32."""
+    """Number format of the forward pass; auto = bf16 where the hardware is faster in it, fp16 on a GPU without bf16, else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether to compile the model into larger kernels; auto = where the run is long enough to win back the minute it takes."""
+    activation_checkpointing: bool = False
+    """Whether to forget what a layer computed and compute it again in the backward pass: less memory, a third more time (gpt, llama, bdh, hub)."""
+    memory_limit_gb: float = Field(0.0, ge=0.0)
+    """The most memory training may take, in GB; 0 = what there is. At the limit micro-batches are halved."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto = the GPU if there is one."""
     threads: int = Field(0, ge=0)
@@ -200,6 +239,16 @@ class TrainConfig(Section):
     """Length of each sample, in tokens."""
     patience: int = Field(0, ge=0)
     """Stop after this many evaluations in a row without a better validation loss."""
+    spike: float = Field(2.0, ge=0.0)
+    """A training loss this far above its recent mean, in nats, sends the run back to its last good checkpoint; 0 = never."""
+    max_rollbacks: int = Field(3, ge=0)
+    """How often a run may go back to its last good checkpoint, each time with half the learning rate, before it fails."""
+    stats_every: int = Field(100, ge=0)
+    """Steps between statistics of each layer: gradient norm, weight norm, update-to-weight ratio, histogram."""
+    answers_every_eval: int = Field(0, ge=0)
+    """How many answers to write and score with BLEU and chrF at each evaluation (seq2seq models, pairs, chats; needs sacrebleu)."""
+    profile: int = Field(0, ge=0)
+    """How many steps to record with torch's profiler, from the tenth on, into the run's profile/ folder."""
     seed: int = Field(1337, ge=0)
     """Decides initial weights, order of the data, dropout and samples."""
     deterministic: bool = False
@@ -236,117 +285,6 @@ class RunConfig(Section):
             text = "; ".join(message for _, message in found)
             raise PydanticCustomError("disagreement", "{text}", {"text": text, "problems": found})
         return self
-
-
-def disagreements(config: RunConfig) -> list[Problem]:
-    """Settings that are each allowed but do not fit together."""
-    m, d, t, kind = config.model.shape, config.data, config.train, config.model.kind
-    own = kind in BUILT_IN  # a model from elsewhere has its own shape
-    neurons = m.n_hidden or 128 * m.n_embd
-    rules: list[tuple[bool, tuple[str, ...], str]] = [
-        (own or bool(config.model.ref), ("model.kind", "model.ref"), f"model.kind={kind} needs model.ref=WHERE_IT_IS"),
-        (
-            not own or not config.model.ref,
-            ("model.kind", "model.ref"),
-            f"model.ref={config.model.ref} is only read with model.kind=builder, hub or folder (given: {kind})",
-        ),
-        (
-            not own or d.task in ("auto", "causal"),
-            ("model.kind", "data.task"),
-            f"data.task={d.task} needs another model: a {kind} predicts the next token (causal). --model names one",
-        ),
-        (
-            kind != "bdh" or neurons % (2 * m.n_head) == 0,
-            ("model.kind", "model.shape.n_hidden", "model.shape.n_head"),
-            f"a bdh needs an even number of neurons per head, and {neurons} over model.shape.n_head={m.n_head} is none",
-        ),
-        (
-            not own or m.n_embd % m.n_head == 0,
-            ("model.shape.n_embd", "model.shape.n_head"),
-            f"model.shape.n_embd={m.n_embd} is not a multiple of model.shape.n_head={m.n_head}",
-        ),
-        (
-            kind != "llama" or m.n_embd % m.n_head != 0 or m.n_embd // m.n_head % 2 == 0,
-            ("model.shape.n_embd", "model.shape.n_head", "model.kind"),
-            f"a llama needs an even number of channels per head, and model.shape.n_embd={m.n_embd} over "
-            f"model.shape.n_head={m.n_head} gives {m.n_embd // m.n_head}",
-        ),
-        (
-            not own or m.n_head % (m.n_kv_head or m.n_head) == 0,
-            ("model.shape.n_head", "model.shape.n_kv_head"),
-            f"model.shape.n_head={m.n_head} is not a multiple of model.shape.n_kv_head={m.n_kv_head}",
-        ),
-        (
-            kind not in ("gpt", "bdh") or m.n_kv_head in (0, m.n_head),
-            ("model.kind", "model.shape.n_kv_head"),
-            f"model.kind={kind} has no grouped heads: set model.shape.n_kv_head=0 (given: {m.n_kv_head}) or model.kind=llama",
-        ),
-        (
-            not own or d.seq_len <= m.block_size,
-            ("data.seq_len", "model.shape.block_size"),
-            f"data.seq_len={d.seq_len} is longer than model.shape.block_size={m.block_size}: lower the one or raise the other",
-        ),
-        *source_rules(d),
-        (
-            bool(t.max_steps or t.epochs),
-            ("train.max_steps", "train.epochs"),
-            "train.max_steps and train.epochs are both 0: one of them must say how long to train",
-        ),
-        (
-            not (t.max_steps and t.epochs),
-            ("train.max_steps", "train.epochs"),
-            f"train.max_steps={t.max_steps} and train.epochs={t.epochs:g} both say how long to train: set one of them to 0",
-        ),
-        (
-            t.min_lr <= t.learning_rate,
-            ("train.min_lr", "train.learning_rate"),
-            f"train.min_lr={t.min_lr:g} is above train.learning_rate={t.learning_rate:g}",
-        ),
-        (
-            not t.max_steps or t.warmup_steps <= t.max_steps,
-            ("train.warmup_steps", "train.max_steps"),
-            f"train.warmup_steps={t.warmup_steps} is longer than train.max_steps={t.max_steps}",
-        ),
-        (
-            not t.patience or t.eval_every > 0,
-            ("train.patience", "train.eval_every"),
-            f"train.patience={t.patience} counts evaluations, and train.eval_every=0 turns them off",
-        ),
-    ]
-    return [(keys, message) for fine, keys, message in rules if not fine]
-
-
-FILES = ("text", "csv", "jsonl", "parquet")
-
-
-def source_rules(d: DataConfig) -> list[tuple[bool, tuple[str, ...], str]]:
-    """What has to hold of where text comes from: (whether it does, the keys involved, what is wrong)."""
-    rules: list[tuple[bool, tuple[str, ...], str]] = []
-    for i, part in enumerate(d.mixture or [d]):
-        at = f"data.mixture[{i}]." if d.mixture else "data."
-        source, keys = part.source, ("data.mixture",) if d.mixture else ("data.source", "data.path", "data.name")
-        rules += [
-            (source not in FILES or bool(part.path), keys, f"{at}source={source} needs {at}path=FILE_OR_FOLDER"),
-            (source in FILES or not part.path, keys, f"{at}path={part.path} is only read with {at}source=text, csv, jsonl or parquet"),
-            (source != "hub" or bool(part.name), keys, f"{at}source=hub needs {at}name=OWNER/NAME"),
-            (source == "hub" or not part.name, keys, f"{at}name={part.name} is only read with {at}source=hub"),
-            (
-                not part.streaming or (source == "hub" and d.max_documents > 0),
-                ("data.streaming", "data.max_documents"),
-                f"{at}streaming=true needs source=hub and data.max_documents=N, the documents to take",
-            ),
-        ]  # fmt: skip
-    one = not d.mixture
-    rules += [
-        (one or d.source == "stories", ("data.mixture", "data.source"), "data.mixture names the sources: leave data.source out"),
-        (one or not (d.val_from or d.test_from), ("data.mixture", "data.val_from", "data.test_from"), "data.val_from and data.test_from go with one source, not with data.mixture"),
-        (d.source != "stories" or not one or not (d.val_from or d.test_from or d.test_fraction or d.hook), ("data.source", "data.val_from", "data.test_from", "data.test_fraction", "data.hook"), "the stories have a validation part of their own: data.val_from, test_from, test_fraction and hook are for other sources"),
-        (d.val_fraction + d.test_fraction < 1, ("data.val_fraction", "data.test_fraction"), f"data.val_fraction={d.val_fraction:g} and data.test_fraction={d.test_fraction:g} leave nothing to train on"),
-        (d.curriculum == "off" or d.packing == "documents", ("data.curriculum", "data.packing"), "data.curriculum=length orders whole documents: it needs data.packing=documents"),
-        (d.vocab_size == 0 or d.vocab_size >= 257, ("data.vocab_size",), f"data.vocab_size={d.vocab_size} is too small: 257 or more (256 are the bytes), or 0 for what suits the text"),
-        (not d.hook or ":" in d.hook, ("data.hook",), f"data.hook={d.hook} is not file.py:function"),
-    ]  # fmt: skip
-    return rules
 
 
 def field_table() -> list[tuple[str, str, Any, str]]:

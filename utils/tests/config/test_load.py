@@ -214,6 +214,17 @@ def test_a_wrong_value_comes_with_the_description():
     assert problems_of("train.warmup_steps=soon")[0].endswith(f"  [{description}]")
 
 
+def test_on_and_off_are_words_though_yaml_reads_them_as_yes_and_no():
+    for word in ("on", "off", "auto"):
+        config = load_config(overrides=[f"train.compile={word}"])
+        assert config.train.compile == word
+        assert parse_config(dump_config(config)) == config
+
+
+def test_an_automatic_batch_size_is_kept_as_zero():
+    assert load_config(overrides=["train.batch_size=auto"]).train.batch_size == 0
+
+
 # -- all problems at once ---------------------------------------------------------------------------
 
 
@@ -223,7 +234,7 @@ def test_every_problem_is_in_one_message():
         "'nonsense' is not a setting: write key.path=value, such as train.max_steps=300",
         "'=4' is not a setting: write key.path=value, such as train.max_steps=300",
         "train.batch_size='many': input should be a valid integer, unable to parse string as an integer"
-        "  [Examples per micro-batch.]",
+        "  [Examples per micro-batch; auto (or 0) = the largest that fits into memory, found once per run.]",
         "train.beta1=1.5: input should be less than 1  [AdamW: decay of the running mean of gradients.]",
         "unknown setting train.max_stepz: did you mean train.max_steps?",
         "data.seq_len=512 is longer than model.shape.block_size=256: lower the one or raise the other",

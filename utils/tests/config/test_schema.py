@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from utils.config.load import ConfigError, dump_config, flatten, load_config, parse_config, preset_names
-from utils.config.schema import RunConfig, disagreements, field_table
+from utils.config.rules import disagreements
+from utils.config.schema import RunConfig, field_table
 
 TABLE = field_table()
 RULES = [
@@ -24,6 +25,14 @@ RULES = [
     (
         ["data.seq_len=257"],
         "data.seq_len=257 is longer than model.shape.block_size=256: lower the one or raise the other",
+    ),
+    (
+        ["model.kind=bdh", "model.shape.qk_norm=true"],
+        "model.shape.activation, qk_norm, value_residual and zero_init are for gpt and llama: a bdh has none of them",
+    ),
+    (
+        ["train.batch_warmup_steps=1001"],
+        "train.batch_warmup_steps=1001 is longer than train.max_steps=1000",
     ),
     (["data.source=text"], "data.source=text needs data.path=FILE_OR_FOLDER"),
     (["data.path=book.txt"], "data.path=book.txt is only read with data.source=text, csv, jsonl or parquet"),
@@ -52,6 +61,8 @@ FINE = [
     ["train.max_steps=0", "train.epochs=0.5", "train.warmup_steps=5000"],
     ["train.min_lr=3e-3"],
     ["train.warmup_steps=1000"],
+    ["train.batch_warmup_steps=1000"],
+    ["model.kind=gpt", "model.shape.activation=relu2", "model.shape.qk_norm=true"],
     ["train.patience=3", "train.eval_every=1"],
 ]
 
