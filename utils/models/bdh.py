@@ -89,6 +89,7 @@ class BDH(nn.Module):
     task = "causal"
     packs_documents = True
     unbounded = True
+    checkpointing = False  # whether layers of short texts, too, are computed again in the backward pass, in training
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class BDH(nn.Module):
             cache = self.new_cache(len(input_ids))
         # What a layer computes is some 20 times wider than the state it starts from: of a long text only the states
         # are kept for the backward pass, and the layers computed again.
-        again = len(chunks) > 1 and torch.is_grad_enabled()
+        again = (len(chunks) > 1 or (self.checkpointing and self.training)) and torch.is_grad_enabled()
         read = [self._read(chunk, cache, again, apart and apart[i]) for i, chunk in enumerate(chunks)]
         return torch.cat(read, dim=1)  # (B, T, V)
 

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from utils.config.schema import ModelShape
+from utils.models.attention import attend
 from utils.models.documents import check_documents, positions, same_document
+from utils.models.layers import MLP, QKNorm, ValueMixer
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
@@ -21,67 +24,66 @@ INIT_STD = 0.02
 class Attention(nn.Module):
     """Each token gathers from those up to itself (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, layer: int) -> None:
         super().__init__()
-        self.n_head, self.dropout = shape.n_head, shape.dropout
+        self.n_head, self.layer, self.dropout = shape.n_head, layer, shape.dropout
         self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd)  # queries, keys, values: one product, not three
         self.out = nn.Linear(shape.n_embd, shape.n_embd)
+        head_dim = shape.n_embd // shape.n_head
+        self.qk_norm = QKNorm(shape.n_head, shape.n_head, head_dim, NORM_EPS) if shape.qk_norm else None
+        self.mixer = ValueMixer(layer) if shape.value_residual else None
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Any, layer: int) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Any, first: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What each token gathers, (B, T, C); and the `first` layer's values, where layers above want them."""
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 3H, T, D)
-        q, k, v = qkv.split(self.n_head, dim=1)  # (B, H, T, D) each
+        H = self.n_head
+        qkv = self.qkv(x).view(B, T, 3 * H, C // H).transpose(1, 2)  # (B, 3H, T, D)
+        if self.qk_norm is None:
+            q, k, v = qkv.split(H, dim=1)  # (B, H, T, D) each
+        else:
+            qk, v = qkv.split((2 * H, H), dim=1)
+            q, k = self.qk_norm(qk.transpose(1, 2)).transpose(1, 2).split(H, dim=1)
+        if self.mixer is not None:
+            v, first = self.mixer(v, first)
         if cache is not None:
-            k, v = cache.update(layer, k, v)  # (B, H, S, D) each
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None and T > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
-
-
-class MLP(nn.Module):
-    """Each token thinks on its own. The GELU is the tanh approximation GPT-2 was trained with."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        n_hidden = shape.n_hidden or 4 * shape.n_embd
-        self.up = nn.Linear(shape.n_embd, n_hidden)
-        self.down = nn.Linear(n_hidden, shape.n_embd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))  # (B, T, C)
+            k, v = cache.update(self.layer, k, v)  # (B, H, S, D) each
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C)), first
 
 
 class Block(nn.Module):
     """Attention, then MLP; each reads the normed residual stream and adds to it."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, layer: int) -> None:
         super().__init__()
         self.dropout = shape.dropout
         self.norm_1 = nn.LayerNorm(shape.n_embd, eps=NORM_EPS)
-        self.attention = Attention(shape)
+        self.attention = Attention(shape, layer)
         self.norm_2 = nn.LayerNorm(shape.n_embd, eps=NORM_EPS)
-        self.mlp = MLP(shape)
+        self.mlp = MLP(shape, "gelu" if shape.activation == "auto" else shape.activation, bias=True)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Any, layer: int) -> Tensor:
-        y = self.attention(self.norm_1(x), mask, cache, layer)
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Any, first: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        y, first = self.attention(self.norm_1(x), mask, cache, first)
         x = x + F.dropout(y, self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training)  # (B, T, C)
+        return x + F.dropout(self.mlp(self.norm_2(x)), self.dropout, self.training), first  # (B, T, C)
 
 
 class GPT(nn.Module):
     """The decoder of GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
     Same function as transformers' `GPT2LMHeadModel` for the same weights.
+
+    The switches of `shape` (activation, qk_norm, value_residual, zero_init) are explained in `utils/models/layers.py`
+    and docs/models.md; without them it is the published model.
+
+    With `checkpointing` a block keeps only what it was given, and in the backward pass computes the rest again (Chen
+    et al. 2016, https://arxiv.org/abs/1604.06174): the same gradients from less memory. It acts in training only.
     """
 
     task = "causal"
     packs_documents = True
+    full_precision = ("token_embedding", "position_embedding")  # what a copy in bf16 leaves in fp32
+    checkpointing = False  # may be set at any time
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class GPT(nn.Module):
         self.shape = shape
         self.token_embedding = nn.Embedding(shape.vocab_size, shape.n_embd)
         self.position_embedding = nn.Embedding(shape.block_size, shape.n_embd)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.blocks = nn.ModuleList(Block(shape, layer) for layer in range(shape.n_layer))
         self.norm = nn.LayerNorm(shape.n_embd, eps=NORM_EPS)
         self.head = nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
         if shape.tie_embeddings:
@@ -99,7 +101,8 @@ class GPT(nn.Module):
 
     def _init_weights(self) -> None:
         # Each block adds to the residual stream twice; as in GPT-2, depth must not swell it.
-        residual_std = INIT_STD / math.sqrt(2 * self.shape.n_layer)
+        # Or it begins as if there were no blocks (Zhang et al. 2019, Fixup, https://arxiv.org/abs/1901.09321).
+        residual_std = 0.0 if self.shape.zero_init else INIT_STD / math.sqrt(2 * self.shape.n_layer)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 into_residual = name.endswith(("out.weight", "down.weight"))
@@ -108,9 +111,14 @@ class GPT(nn.Module):
                 nn.init.zeros_(p)
 
     def forward(self, input_ids: Tensor, cache: Any = None, documents: Tensor | None = None) -> Tensor:
-        """Score every possible next token after every token.
+        """Score every possible next token after every token: `hidden`, then the output layer.
 
         `input_ids` is (B, T) int64; the result is (B, T, V), unnormalised log-probabilities.
+        """
+        return self.head(self.hidden(input_ids, cache, documents))  # (B, T, V)
+
+    def hidden(self, input_ids: Tensor, cache: Any = None, documents: Tensor | None = None) -> Tensor:
+        """What the output layer reads: (B, T, C) for ids (B, T).
 
         A `cache` holds the keys and values of `cache.length` earlier tokens, which `input_ids` continue. It
         has `update(layer, k, v)`, which stores (B, H, T, D) each and returns all stored so far, (B, H, S, D)
@@ -136,9 +144,12 @@ class GPT(nn.Module):
             mask = same_document(documents).tril()  # (B, 1, T, T)
             places = self.position_embedding(positions(documents))  # (B, T, C)
         x = self.token_embedding(input_ids) + places  # (B, T, C)
-        x = F.dropout(x, self.shape.dropout, self.training)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, mask, cache, layer)
+        x = F.dropout(x.type_as(self.norm.weight), self.shape.dropout, self.training)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        first = None  # the first layer's values
+        for block in self.blocks:
+            given = (x, mask, cache, first)
+            x, first = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
         if cache is not None:
             cache.advance(T)
-        return self.head(self.norm(x))  # (B, T, V)
+        return self.norm(x)  # (B, T, C)

@@ -1,10 +1,19 @@
-"""Our gpt and llama are the same functions as transformers' for the same weights."""
+"""Our gpt and llama are the same functions as transformers' (GPT2, Llama, Qwen3, Arcee) for the same weights."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    ArceeConfig,
+    ArceeForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from utils.config.schema import ModelShape
 from utils.models.registry import build_model
@@ -14,7 +23,10 @@ PLAIN = ModelShape(n_layer=2, n_head=4, n_embd=32, block_size=24, vocab_size=VOC
 UNTIED = PLAIN.model_copy(update={"n_layer": 3, "tie_embeddings": False, "n_hidden": 80})
 GROUPED = PLAIN.model_copy(update={"n_kv_head": 2, "n_embd": 64, "tie_embeddings": False})
 ONE_KEY = PLAIN.model_copy(update={"n_layer": 1, "n_head": 6, "n_kv_head": 1, "n_embd": 48, "block_size": 16})
-CASES = [("gpt", PLAIN), ("gpt", UNTIED), ("llama", PLAIN), ("llama", GROUPED), ("llama", ONE_KEY)]
+NORMED = GROUPED.model_copy(update={"qk_norm": True})
+SQUARED = GROUPED.model_copy(update={"activation": "relu2", "tie_embeddings": True})
+CASES = [("gpt", PLAIN), ("gpt", UNTIED), ("llama", PLAIN), ("llama", GROUPED), ("llama", ONE_KEY),
+         ("llama", NORMED), ("llama", SQUARED)]  # fmt: skip
 
 
 def transformers_gpt(shape: ModelShape) -> GPT2LMHeadModel:
@@ -51,8 +63,14 @@ def gpt_weights(theirs: GPT2LMHeadModel) -> dict[str, Tensor]:
     return ours
 
 
-def transformers_llama(shape: ModelShape, mlp_width: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
+def transformers_llama(shape: ModelShape, mlp_width: int) -> nn.Module:
+    """Their Llama, or the one of its kin that norms queries and keys (Qwen3) or squares a ReLU (Arcee)."""
+    kind, model = LlamaConfig, LlamaForCausalLM
+    if shape.qk_norm:
+        kind, model = Qwen3Config, Qwen3ForCausalLM
+    elif shape.activation == "relu2":
+        kind, model = ArceeConfig, ArceeForCausalLM
+    config = kind(
         vocab_size=shape.vocab_size,
         max_position_embeddings=shape.block_size,
         hidden_size=shape.n_embd,
@@ -60,14 +78,17 @@ def transformers_llama(shape: ModelShape, mlp_width: int) -> LlamaForCausalLM:
         num_hidden_layers=shape.n_layer,
         num_attention_heads=shape.n_head,
         num_key_value_heads=shape.n_kv_head or shape.n_head,
+        head_dim=shape.n_embd // shape.n_head,
         rms_norm_eps=1e-5,
+        bos_token_id=0,
+        eos_token_id=0,
         tie_word_embeddings=shape.tie_embeddings,
         attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(config)
+    return model(config)
 
 
-def llama_weights(theirs: LlamaForCausalLM, n_layer: int) -> dict[str, Tensor]:
+def llama_weights(theirs: nn.Module, n_layer: int) -> dict[str, Tensor]:
     """Their weights under our names; queries, keys and values lie below each other in ours."""
     w = theirs.state_dict()
     ours = {"token_embedding.weight": w["model.embed_tokens.weight"], "norm.weight": w["model.norm.weight"],
@@ -78,7 +99,11 @@ def llama_weights(theirs: LlamaForCausalLM, n_layer: int) -> dict[str, Tensor]:
         ours[f"{new}attention.qkv.weight"] = torch.cat(parts)
         ours[f"{new}attention.out.weight"] = w[f"{old}self_attn.o_proj.weight"]
         for part in ("gate", "up", "down"):
-            ours[f"{new}mlp.{part}.weight"] = w[f"{old}mlp.{part}_proj.weight"]
+            if f"{old}mlp.{part}_proj.weight" in w:
+                ours[f"{new}mlp.{part}.weight"] = w[f"{old}mlp.{part}_proj.weight"]
+        for part in ("q_norm", "k_norm"):
+            if f"{old}self_attn.{part}.weight" in w:
+                ours[f"{new}attention.qk_norm.{part}.weight"] = w[f"{old}self_attn.{part}.weight"]
         ours[f"{new}norm_1.weight"] = w[f"{old}input_layernorm.weight"]
         ours[f"{new}norm_2.weight"] = w[f"{old}post_attention_layernorm.weight"]
     return ours
