@@ -5,7 +5,21 @@ import sys
 
 import typer
 
-from utils.cli import config, data, evaluate, generate, notebook, runs, status, summary, tokenizer, train, validate
+from utils.cli import (
+    config,
+    data,
+    evaluate,
+    find_rate,
+    generate,
+    layers,
+    notebook,
+    runs,
+    status,
+    summary,
+    tokenizer,
+    train,
+    validate,
+)
 
 app = typer.Typer(
     help="Train, look at and use any transformer.",
@@ -17,6 +31,8 @@ app = typer.Typer(
 app.command()(train.train)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
+app.command()(find_rate.find_rate)
+app.command()(layers.layers)
 app.command()(status.status)
 app.command()(runs.runs)
 app.command()(summary.summary)

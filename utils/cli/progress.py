@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from utils.jobs.launch import Job
 from utils.runs.folder import Row, RunFolder
-from utils.runs.progress import outcome, progress_line
+from utils.runs.progress import outcome, percent, progress_line
 from utils.runtime.table import count, duration
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, when nothing was evaluated in between
@@ -82,7 +82,7 @@ class PlainView:
 
 
 class BarView:
-    """A bar that stays on its line: step, loss, validation loss, tokens per second, time left."""
+    """A bar that stays on its line: step, loss, validation loss, tokens per second, share of the peak, time left."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -106,6 +106,8 @@ class BarView:
         numbers = [f"{name} {state[key]:{form}}" for name, key, form in named if state.get(key) is not None]
         if state.get("tokens_per_second"):
             numbers.append(f"{count(state['tokens_per_second'])} tok/s")
+        if state.get("mfu"):
+            numbers.append(f"mfu {percent(state['mfu'])}")
         if state.get("eta_seconds"):
             numbers.append(f"{duration(state['eta_seconds'])} left")
         self._progress.update(

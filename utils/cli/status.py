@@ -18,7 +18,7 @@ def status(
     """How one run stands. Exit code 1 if it failed."""
     from utils.jobs.describe import plain
     from utils.runs.folder import latest_run, open_run
-    from utils.runs.progress import outcome, progress_line
+    from utils.runs.progress import ALERTS, alerts, outcome, progress_line, split, split_line
 
     folder = latest_run() if run is None else open_run(run)
     if watch:
@@ -28,14 +28,18 @@ def status(
         raise typer.Exit(follow(Job(folder)))
     state, said = folder.state(), folder.status()
     if json:
-        print_json({"run": str(folder.path), **state, "status": said})
+        flat = {key: value for key, value in state.items() if not key.startswith("share/")}
+        known = [plain(text) for text in alerts(folder.events(*ALERTS))]
+        print_json({"run": str(folder.path), **flat, "status": said, "split": split(state), "alerts": known})
     else:
         print(f"run: {folder.path}")
         print(outcome(state, said))
         if said == "running":
             print(progress_line(state))
+        if words := split_line(state):
+            print(f"time: {words}")
         if state.get("message"):
             print(f"error: {plain(str(state['message']))}")
-        for alert in folder.events("alert")[-3:]:
-            print(f"alert at step {alert.get('step')}: {plain(alert.get('text', ''))}")
+        for text in alerts(folder.events(*ALERTS)):
+            print(f"alert at {plain(text)}")
     raise typer.Exit(1 if said == "failed" else 0)

@@ -21,20 +21,28 @@ from utils.runtime.files import cache_dir, read_regular, scratch_folder
 WEIGHTS_FILE = "model.safetensors"
 MOST_TOLD = 100_000  # bytes
 MOST_LOSS = 100.0  # nats whose perplexity is still worth a number
-NUMBERS = ("loss", "accuracy", "labels", "bits_per_byte", "entropy_floor")
+NUMBERS = ("loss", "accuracy", "labels")
+PERHAPS = ("top5", "macro_f1", "bits_per_byte", "entropy_floor", "bleu", "chrf")  # or None
+ANSWER = ("prompt", "answer", "reference")
 
 
-def evaluate_run(path: Path, on: str = "val", checkpoint: str = "best", trust_sha256: str = "") -> dict[str, Any]:
+def evaluate_run(
+    path: Path, on: str = "val", checkpoint: str = "best", trust_sha256: str = "", answers: int = 0
+) -> dict[str, Any]:
     """Measure a checkpoint (best, latest or a step) of the run at `path` on its validation or test text.
 
     Ready for JSON: run, step, on, task; loss in nats per label, perplexity, accuracy, labels (how many were predicted:
-    tokens, or the classes of texts); bits_per_byte and entropy_floor, the least loss possible, or None.
+    tokens, or the classes of texts). Where they are known, else None: top5 (share of labels among the first five
+    guesses), bits_per_byte, entropy_floor (the least loss possible); of a classifier macro_f1, confusion ([i][j]: texts
+    of class i taken for j) and classes. With `answers` questions asked: bleu, chrf, and written, three answers.
 
     Raises FileNotFoundError where there is no such run, checkpoint or text, ValueError for a side without text or code
     that may not run here, RuntimeError where a boxed process ended early.
     """
     if on not in ("val", "test"):
         raise ValueError(f"--on {on}: a model is evaluated on val (validation) or test")
+    if answers < 0:
+        raise ValueError(f"--answers {answers}: say how many answers to write, or 0 for none")
     run = open_run(path)
     config, folder = run.config(), find_checkpoint(run.checkpoints, checkpoint)
     store = store_of(run, config)
@@ -43,11 +51,18 @@ def evaluate_run(path: Path, on: str = "val", checkpoint: str = "best", trust_sh
             f"{run.path} keeps no {on} documents: train a run with data.test_fraction=0.05 (a share of its documents) "
             "or data.test_from=SPLIT_OR_PATH"
         )
-    told = _here(folder, config, store, on) if kind_of(folder) in BUILT_IN else None
+    told = _here(folder, config, store, on, answers) if kind_of(folder) in BUILT_IN else None
     if told is None:
-        told = _boxed(FoundModel(str(path), "folder", str(folder)), config, store, on, trust_sha256)
+        told = _boxed(FoundModel(str(path), "folder", str(folder)), config, store, on, answers, trust_sha256)
     perplexity = math.exp(min(told["loss"], MOST_LOSS))
-    return {"run": str(run.path), "step": int(folder.name[5:]), "on": on, **told, "perplexity": perplexity}
+    return {
+        "run": str(run.path),
+        "step": int(folder.name[5:]),
+        "on": on,
+        **told,
+        "perplexity": perplexity,
+        "classes": store.labels,
+    }
 
 
 def store_of(run: RunFolder, config: RunConfig) -> TokenStore:
@@ -70,7 +85,7 @@ def store_of(run: RunFolder, config: RunConfig) -> TokenStore:
     return store
 
 
-def _here(folder: Path, config: RunConfig, store: TokenStore, on: str) -> dict[str, Any]:
+def _here(folder: Path, config: RunConfig, store: TokenStore, on: str, answers: int) -> dict[str, Any]:
     """In this process, out of a folder that has no room for code: what is built is what was looked at."""
     from utils.training.evaluate_run import evaluate_checkpoint
 
@@ -79,10 +94,12 @@ def _here(folder: Path, config: RunConfig, store: TokenStore, on: str) -> dict[s
         (pinned / WEIGHTS_FILE).symlink_to((folder / WEIGHTS_FILE).resolve())
         if kind_of(pinned) not in BUILT_IN:
             raise ValueError(f"{folder / CONFIG_FILE} changed while it was read: evaluate it again")
-        return evaluate_checkpoint(pinned, config, store, on)
+        return evaluate_checkpoint(pinned, config, store, on, answers)
 
 
-def _boxed(found: FoundModel, config: RunConfig, store: TokenStore, on: str, trust_sha256: str) -> dict[str, Any]:
+def _boxed(
+    found: FoundModel, config: RunConfig, store: TokenStore, on: str, answers: int, trust_sha256: str
+) -> dict[str, Any]:
     with scratch_folder("evaluate") as folder:
         out = folder / "told.json"
         arguments = {
@@ -90,6 +107,7 @@ def _boxed(found: FoundModel, config: RunConfig, store: TokenStore, on: str, tru
             "settings": config.model_dump(mode="json"),
             "store": str(store.folder.resolve()),
             "on": on,
+            "answers": answers,
             "out": str(out),
         }
         with (folder / "log.txt").open("w+b") as log:
@@ -125,10 +143,18 @@ def _clean(told: dict[str, Any]) -> dict[str, Any]:
     """
     if told["task"] not in TASKS:
         raise ValueError("an unknown task")
-    numbers = {name: told[name] for name in NUMBERS}
+    numbers = {name: told[name] for name in (*NUMBERS, *PERHAPS)}
     for name, value in numbers.items():
-        if value is None and name in ("bits_per_byte", "entropy_floor"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if (value is not None or name not in PERHAPS) and not _is_number(value):
             raise TypeError(f"{name} is no number")
-    return {"task": told["task"], **numbers}
+    confusion, written = told["confusion"], told["written"]
+    if confusion is not None and not all(len(row) == len(confusion) and all(map(_is_number, row)) for row in confusion):
+        raise TypeError("confusion is no square table of numbers")
+    if not all(isinstance(each[part], str) for each in written for part in ANSWER):
+        raise TypeError("an answer is no text")
+    shown = [{part: plain(each[part][:WORDS]) for part in ANSWER} for each in written]
+    return {"task": told["task"], **numbers, "confusion": confusion, "written": shown}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

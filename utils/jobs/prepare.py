@@ -22,7 +22,8 @@ from utils.runs.folder import RunFolder
 from utils.runs.model_folder import model_folder
 from utils.runtime.files import fsync_folder, sha256_file
 
-OF_A_RUN = ("optimizer.safetensors", "trainer.json", "MANIFEST.json")  # what a checkpoint has beside the model
+# What a checkpoint has beside the model.
+OF_A_RUN = ("optimizer.safetensors", "training.safetensors", "trainer.json", "MANIFEST.json")
 BYTES = 256  # the tokens a byte or a trained tokenizer has at least
 
 

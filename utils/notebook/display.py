@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.jobs.describe import plain
-from utils.notebook.live_chart import loss_chart
+from utils.notebook.live_chart import loss_chart, split_bar
 from utils.runs.folder import Row, RunFolder, latest_run, list_runs, open_run
 from utils.runs.overview import overview
-from utils.runs.progress import outcome, progress_line
-from utils.runtime.table import Table
+from utils.runs.progress import ALERTS, alerts, outcome, percent, progress_line, split
+from utils.runtime.table import Table, count, duration
 
+SPEEDS = ("tokens_per_second", "mfu", "eta_seconds")  # shown large, beside the line
 PROSE = "white-space:pre-wrap;max-width:84ch;line-height:1.45;font-size:13px;margin:4px 0"
 
 
@@ -49,7 +50,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class RunView:
-    """One run, as it stands on disk now: a sentence and the loss chart."""
+    """One run, as it stands on disk now: a sentence, how fast it is and where its time goes, and the loss chart."""
 
     run: RunFolder
 
@@ -72,12 +73,38 @@ class RunView:
         return f"{self.line()}\nrun: {self.path}"
 
     def _repr_html_(self) -> str:
-        words = f"<b>{html.escape(self.run.name)}</b>: {html.escape(self.line())}"
-        alerts = "".join(
-            f'<div style="color:#dc2626">step {event.get("step", 0):d}: {html.escape(event.get("text", ""))}</div>'
-            for event in self.run.events("alert")[-3:]
+        state, status = self.run.state(), self.run.status()
+        numbers = self.numbers() if status == "running" else {}
+        line = progress_line({key: state[key] for key in state if key not in SPEEDS}) if numbers else self.line()
+        words = f"<b>{html.escape(self.run.name)}</b>: {html.escape(line)}"
+        told = "".join(
+            f'<div style="color:#dc2626;font-size:13px">{html.escape(text)}</div>'
+            for text in alerts(self.run.events(*ALERTS))
         )
-        return f'<div style="font-size:13px;margin:4px 0">{words}</div>{alerts}{self.chart()}'
+        tiles = "".join(
+            f'<div><div style="opacity:.65;font-size:11px">{name}</div>'
+            f'<div style="font-size:17px;font-weight:600;line-height:1.3">{value}</div></div>'
+            for name, value in self.numbers().items()
+        )
+        return (
+            f'<div style="font-size:13px;margin:4px 0">{words}</div>{told}'
+            f'<div style="display:flex;flex-wrap:wrap;gap:4px 32px;margin:8px 0">{tiles}</div>'
+            f"{split_bar(split(state))}{self.chart()}"
+        )
+
+    def numbers(self) -> dict[str, str]:
+        """How fast the run is, or was, by what it is called; only what is known."""
+        state, found = self.run.state(), {}
+        if state.get("tokens_per_second"):
+            found["tokens per second"] = count(state["tokens_per_second"])
+        if state.get("mfu"):
+            found["of the peak (MFU)"] = percent(state["mfu"])
+        if state.get("eta_seconds") and self.run.status() == "running":
+            found["time left"] = duration(state["eta_seconds"])
+        if state.get("peak_memory"):
+            size = state["peak_memory"]
+            found["peak memory"] = f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+        return found
 
 
 def show_run(path: str | Path | None = None) -> RunView:
@@ -86,31 +113,39 @@ def show_run(path: str | Path | None = None) -> RunView:
 
 
 def show_metrics(path: str | Path | None = None) -> Table:
-    """Every evaluation of a run: loss in nats per token, perplexity, accuracy, bits per byte."""
+    """Every evaluation of a run: loss in nats per token, perplexity, accuracy, and what else was measured."""
     run = _open(path)
-    asked = {"masked": "hidden tokens found", "seq2seq": "next-token accuracy"}  # and of a causal model
-    accuracy = asked.get(str(run.read_json("meta").get("task")), "next-token accuracy")
-    rows = [
-        (
-            str(row["step"]),
-            _number(row, "val/loss", ".4f"),
-            _number(row, "val/perplexity", ".2f"),
-            _number(row, "val/accuracy", ".1%"),
-            _number(row, "val/bits_per_byte", ".3f"),
-        )
-        for row in run.metrics()
-        if row["kind"] == "val"
-    ]
-    header = ("step", "val loss", "perplexity", accuracy, "bits per byte")
-    if not any(row[-1] for row in rows):  # only a causal loss is a length of code
-        rows, header = [row[:-1] for row in rows], header[:-1]
-    return Table(rows, header=header)
+    task = str(run.read_json("meta").get("task"))
+    asked = {"masked": "hidden tokens found", "classification": "right class"}  # the others guess the next token
+    columns = {
+        "val loss": ("val/loss", ".4f"),
+        "pseudo-perplexity" if task == "masked" else "perplexity": ("val/perplexity", ".2f"),
+        asked.get(task, "next-token accuracy"): ("val/accuracy", ".1%"),
+        "in the first 5": ("val/top5", ".1%"),
+        "macro F1": ("val/macro_f1", ".3f"),
+        "bits per byte": ("val/bits_per_byte", ".3f"),  # only a causal loss is a length of code
+        "BLEU": ("val/bleu", ".1f"),
+        "chrF": ("val/chrf", ".1f"),
+    }
+    found = [row for row in run.metrics() if row["kind"] == "val"]
+    cells = {name: [_number(row, key, form) for row in found] for name, (key, form) in columns.items()}
+    kept = {"step": [str(row["step"]) for row in found]}
+    kept |= {name: cell for name, cell in cells.items() if any(cell) or columns[name][0] == "val/loss"}
+    return Table(list(zip(*kept.values(), strict=True)), header=tuple(kept))
 
 
 def show_samples(path: str | Path | None = None) -> Table:
-    """What the model wrote while it was learning, by step."""
-    by_step = {event.get("step", 0): plain(event.get("text", "").strip()) for event in _open(path).events("sample")}
-    return Table([(str(step), text) for step, text in sorted(by_step.items())], header=("step", "the model's own text"))
+    """What the model wrote while it was learning, by step: texts, and answers beside what was wanted."""
+    run = _open(path)
+    by_step = {event.get("step", 0): plain(event.get("text", "").strip()) for event in run.events("sample")}
+    texts = list(by_step.items())
+    answers = {(event.get("step", 0), str(event.get("prompt", ""))): event for event in run.events("answer")}
+    texts += [
+        (step, plain(f"{prompt}\n-> {event.get('text', '')}\nwanted: {event.get('reference', '')}"))
+        for (step, prompt), event in answers.items()
+    ]
+    rows = [(str(step), text) for step, text in sorted(texts, key=lambda row: row[0])]
+    return Table(rows, header=("step", "the model's own text"))
 
 
 def show_files(path: str | Path | None = None) -> Table:

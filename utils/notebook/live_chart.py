@@ -1,12 +1,25 @@
-"""The loss chart, drawn as SVG by hand: quick enough to redraw every second, sharp at any size, no files."""
+"""The loss chart and the bar of where time goes, as SVG by hand: redrawn in a blink, sharp at any size, no files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from utils.runs.progress import percent
 
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 126, 16, 40  # margins, in pixels
 TRAIN, VAL, FLOOR = "#9db7e0", "#2563eb", "#d97706"  # readable on white and on black
+PARTS = {
+    "data": "#14b8a6",
+    "forward": "#7fb2f5",
+    "backward": "#2563eb",
+    "optimizer": "#8b5cf6",
+    "evaluation": "#d97706",
+    "saving": "#db2777",
+    "other": "#8a94a6",
+}  # of a run's time, with colours to be told apart on white and on black
+BAR = 10  # height, in pixels
+DOT = "display:inline-block;width:9px;height:9px;border-radius:3px;margin-right:6px"
 MOST_POINTS = 300
 SMALLEST = 1e-12  # loss that a logarithmic axis has a place for
 Point = tuple[float, float]  # step, loss in nats per token
@@ -39,6 +52,36 @@ def loss_chart(rows: Sequence[dict[str, Any]], floor: float | None = None, last_
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" style="max-width:{WIDTH}px" role="img" '
         'aria-label="loss by step" fill="none" font-family="system-ui,sans-serif" font-size="12" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+def split_bar(shares: Mapping[str, float]) -> str:
+    """Where the time of a run went: a bar of one piece for each part, and their names; empty without shares.
+
+    `shares` are those of `utils.runs.progress.split`, each between 0 and 1.
+    """
+    shown = {part: shares[part] for part in PARTS if shares.get(part, 0) > 0}
+    whole = sum(shown.values())
+    if not whole:
+        return ""
+    pieces, names, at = [], [], 0.0
+    for part, share in shown.items():
+        width = WIDTH * share / whole
+        title = f"<title>{part} {percent(share)}</title>"
+        place = f'x="{at:.1f}" y="0" width="{max(0.5, width - 1.5):.1f}" height="{BAR}"'
+        pieces.append(f'<rect {place} fill="{PARTS[part]}">{title}</rect>')
+        at += width
+        if share >= 0.005:  # what is less is drawn, and not worth its words
+            dot = f'<i style="{DOT};background:{PARTS[part]}"></i>'
+            names.append(f'<span style="white-space:nowrap">{dot}{part} <b>{100 * share:.0f} %</b></span>')
+    said = ", ".join(f"{part} {percent(share)}" for part, share in shown.items())
+    return (
+        f'<div style="max-width:{WIDTH}px;margin:8px 0 10px">'
+        f'<svg viewBox="0 0 {WIDTH} {BAR}" width="100%" height="{BAR}" preserveAspectRatio="none" role="img" '
+        f'aria-label="time: {said}" style="display:block;border-radius:{BAR / 2:g}px;overflow:hidden" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(pieces)}</svg>'
+        '<div style="display:flex;flex-wrap:wrap;gap:2px 16px;margin-top:6px;font-size:12px;line-height:1.5">'
+        f"{''.join(names)}</div></div>"
     )
 
 

@@ -1,6 +1,7 @@
 """The run folder: what one training run leaves on disk, and how to read it. No torch.
 
-Layout: config.yaml meta.json environment.json state.json metrics.jsonl events.jsonl log.txt checkpoints/
+Layout: config.yaml meta.json environment.json state.json metrics.jsonl events.jsonl layers.jsonl log.txt
+checkpoints/
 One worker writes it (it holds run.lock); everybody else only reads.
 """
 
@@ -15,7 +16,9 @@ from typing import Any
 
 from utils.config.load import ConfigError, differences, dump_config, parse_config
 from utils.config.schema import RunConfig
+from utils.runs.layers import clean_rows
 from utils.runs.lock import is_locked
+from utils.runs.progress import PARTS
 from utils.runtime.files import read_regular, write_atomic
 
 # Whoever wrote a run may have run a stranger's code: sizes in bytes are limited, and so is what a value can be.
@@ -23,8 +26,9 @@ MOST_JSON, MOST_ROWS, MOST_SETTINGS = 16_000_000, 1 << 28, 1_000_000
 STATUSES = ("queued", "running", "interrupted", "completed", "failed")
 COUNTS = ("step", "total_steps", "best_step", "attempt")
 NUMBERS = ("train_loss", "val_loss", "best_val_loss", "entropy_floor", "characters_per_token", "tokens_per_second",
-           "eta_seconds")  # fmt: skip
+           "eta_seconds", "mfu", "peak_memory", *(f"share/{part}" for part in PARTS))  # fmt: skip
 LARGEST, MOST_STEPS = 1e300, 10**15
+LAYERS_FILE = "layers.jsonl"
 Row = dict[str, Any]
 
 
@@ -130,6 +134,10 @@ class RunFolder:
                 numbers = {key: value if _is_number(value) else None for key, value in row.items() if key != "kind"}
                 rows[row["step"], row["kind"]] = {"kind": row["kind"], **numbers}
         return [rows[key] for key in sorted(rows)]
+
+    def layers(self) -> list[Row]:
+        """What steps did to each layer, by step: name, shape, size, norms, histogram (`utils.runs.layers`)."""
+        return clean_rows(read_lines(self.path / LAYERS_FILE))
 
     def events(self, *kinds: str) -> list[Row]:
         """What happened, in order; only some kinds if named."""

@@ -1,21 +1,60 @@
 """A run's state in one line of words, the same in a terminal, a log and a notebook."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from utils.runtime.table import count, duration
 
+PARTS = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "other")  # of a run's time, in this order
+ALERTS = ("alert", "skipped", "rolled_back", "out_of_memory")  # events that somebody should know of
+MOST_ALERTS = 3  # of each kind, the last ones
+
 
 def progress_line(state: dict[str, Any]) -> str:
-    """`step 120/800  loss 0.512  val 0.530  12.3k tokens/s  1:05 left`, leaving out what is not known yet."""
+    """`step 120/800  loss 0.512  val 0.530  12.3k tokens/s  mfu 43 %  1:05 left`, leaving out what is not known yet."""
     parts = [f"step {state.get('step', 0)}/{state.get('total_steps', '?')}"]
     for name, key in (("loss", "train_loss"), ("val", "val_loss")):
         if state.get(key) is not None:
             parts.append(f"{name} {state[key]:.4f}")
     if state.get("tokens_per_second"):
         parts.append(f"{count(state['tokens_per_second'])} tokens/s")
+    if state.get("mfu"):
+        parts.append(f"mfu {percent(state['mfu'])}")
     if state.get("eta_seconds"):
         parts.append(f"{duration(state['eta_seconds'])} left")
     return "  ".join(parts)
+
+
+def percent(share: float) -> str:
+    """0.43 -> "43 %", 0.0123 -> "1.2 %"."""
+    return f"{100 * share:.{0 if abs(share) >= 0.0995 else 1}f} %"
+
+
+def split(state: dict[str, Any]) -> dict[str, float]:
+    """The share of this attempt's time that each of PARTS took, as last written; only those that took any."""
+    shares = {part: state.get(f"share/{part}") for part in PARTS}
+    return {part: min(share, 1.0) for part, share in shares.items() if share is not None and share > 0}
+
+
+def split_line(state: dict[str, Any]) -> str:
+    """`data 1 % · forward 30 % · backward 55 % · optimizer 6 % · evaluation 8 %`, without what rounds to 0 %."""
+    return " · ".join(f"{part} {100 * share:.0f} %" for part, share in split(state).items() if share >= 0.005)
+
+
+def alerts(events: Sequence[dict[str, Any]]) -> list[str]:
+    """What somebody should know of a run, by step, in words: the last alerts, skipped steps and rollbacks.
+
+    Args:
+        events: those of the kinds ALERTS, as `RunFolder.events` gives them.
+    """
+    chosen = []
+    for kind in ALERTS:
+        rows = [row for row in events if row["event"] == kind]
+        kept = rows[-1:] if kind == "skipped" else rows[-MOST_ALERTS:]  # one for all: a bad hour may leave out hundreds
+        more = f" ({len(rows)} times so far)" if len(rows) > len(kept) else ""
+        for row in kept:
+            chosen.append((row.get("step", 0), f"{row.get('text', '')}{more if row is kept[-1] else ''}"))
+    return [f"step {step}: {text}" for step, text in sorted(chosen, key=lambda one: one[0])]
 
 
 def data_line(what: str, done: int, total: int) -> str:

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from utils.runs.folder import RowWriter, RunFolder, now
+from utils.runs.folder import LAYERS_FILE, RowWriter, RunFolder, now
 from utils.runtime.process import identity
 
 STATE_EVERY = 0.5  # seconds between changes of state.json that nobody waits for
@@ -17,6 +17,7 @@ class Recorder:
         self.attempt = 1 + len(run.events("started", "resumed"))
         self._metrics = RowWriter(run.path / "metrics.jsonl")
         self._events = RowWriter(run.path / "events.jsonl")
+        self._layers: RowWriter | None = None  # made when there is something to write
         self._state: dict[str, Any] = {**run.state(), "process": identity(), "attempt": self.attempt}
         self._written = 0.0
 
@@ -27,6 +28,12 @@ class Recorder:
     def val(self, step: int, **values: float) -> None:
         """One row of validation metrics, of the weights after optimizer step `step`."""
         self._metrics.write({"step": step, "kind": "val", **values, "attempt": self.attempt})
+
+    def layers(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """What optimizer step `step` did to each layer: see `utils.runs.layers`."""
+        self._layers = self._layers or RowWriter(self.run.path / LAYERS_FILE)
+        for row in rows:
+            self._layers.write({"step": step, **row, "attempt": self.attempt})
 
     def event(self, what: str, **details: Any) -> None:
         """Something that happened: started, resumed, saved, sample, alert, finished ..."""
@@ -40,13 +47,16 @@ class Recorder:
             self._written = time.monotonic()
 
     def sync(self) -> None:
-        """Put metrics and events on the disk: called before a checkpoint says that they happened."""
-        self._metrics.sync()
-        self._events.sync()
+        """Put all rows on the disk: called before a checkpoint says that they happened."""
+        for writer in self._writers():
+            writer.sync()
 
     def close(self) -> None:
         """Write what is still waiting and close the files."""
         self.state(urgent=True)
         self.sync()
-        self._metrics.close()
-        self._events.close()
+        for writer in self._writers():
+            writer.close()
+
+    def _writers(self) -> list[RowWriter]:
+        return [self._metrics, self._events, *([self._layers] if self._layers else [])]

@@ -7,6 +7,7 @@ from utils.config.load import load_config
 from utils.config.schema import RunConfig
 from utils.runs.checkpoints import find_checkpoint
 from utils.runs.folder import RunFolder
+from utils.runs.progress import PARTS
 
 # With dropout, accumulation and every cadence on: what could disturb a resumed run is there to disturb it.
 TINY = (
@@ -15,7 +16,8 @@ TINY = (
     "train.warmup_steps=2", "train.eval_every=4", "train.eval_batches=3", "train.save_every=4", "train.log_every=1",
     "train.sample_every=6", "train.sample_tokens=8", "train.threads=1",
 )  # fmt: skip
-CLOCK = ("tokens_per_second", "attempt")  # what may differ between two equal runs
+TIMES = tuple(f"time/{part}" for part in PARTS)
+CLOCK = ("tokens_per_second", "mfu", "attempt", *TIMES)  # what may differ between two equal runs
 
 
 def tiny_config(run_dir: Path, *overrides: str) -> RunConfig:

@@ -2,7 +2,8 @@
 
 Written to a temporary sibling, each file fsynced, MANIFEST.json with sizes and sha256 last, then renamed.
 A checkpoint is a model folder (config.json, model.safetensors, tokenizer.json) with optimizer.safetensors
-and trainer.json beside it. Nothing is pickled.
+and trainer.json beside it. Nothing is pickled. Where a run keeps an average of its weights, model.safetensors is
+that average, which is what is used, and training.safetensors holds the weights that training goes on from.
 A model from elsewhere has its source/ in it, so a checkpoint is complete by itself.
 """
 
@@ -21,8 +22,10 @@ from utils.data.tokenizing.tokenizer import Tokenizer
 from utils.models.folder import WEIGHTS_FILE, save_model, unwrap
 from utils.runs.checkpoints import NAME, best_checkpoint, folder_name, verify
 from utils.runtime.files import fsync_file, fsync_folder, sha256_file, sha256_json, write_atomic
+from utils.training.ema import WeightAverage
 
 FORMAT = 1
+TRAINING_FILE = "training.safetensors"
 
 
 class Checkpointer:
@@ -39,9 +42,17 @@ class Checkpointer:
         self.root, self.model_config, self.tokenizer, self.keep_last = root, model_config, tokenizer, keep_last
         self.source = source  # the files of a model from elsewhere
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        average: WeightAverage | None = None,
+    ) -> Path:
         """Write the checkpoint of `step`; when this returns, it is on the disk and has been read back.
 
+        With an `average` of the model's weights that is on, the model folder holds the average.
         Raises FloatingPointError for weights that are not finite: those are never saved.
         """
         final = self.root / folder_name(step)
@@ -54,7 +65,11 @@ class Checkpointer:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(final, ignore_errors=True)  # what is there does not verify
         building.mkdir(parents=True)
-        save_model(building, model, self.model_config, self.source)
+        average = average or WeightAverage(model, 0.0)
+        with average.in_place():
+            save_model(building, model, self.model_config, self.source)
+        if average.is_on:
+            save_file(average.weights(), building / TRAINING_FILE)
         self.tokenizer.save(building)
         save_file(_optimizer_tensors(model, optimizer), building / "optimizer.safetensors")
         (building / "trainer.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=2))
@@ -95,16 +110,21 @@ class Checkpointer:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a verified checkpoint's weights and optimizer state into these; gives back trainer.json.
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> dict[str, Any]:
+    """Put a verified checkpoint's weights, their average and optimizer state into these; gives back trainer.json.
 
-    Every tensor is matched by name and shape, the optimizer's also by dtype. Raises RuntimeError or ValueError
-    for what does not match.
+    A checkpoint without an average starts one at its weights. Every tensor is matched by name and shape, the
+    optimizer's also by dtype. Raises RuntimeError or ValueError for what does not match.
     """
     state: dict[str, Any] = json.loads((folder / "trainer.json").read_text())
     if state["format"] != FORMAT:
         raise ValueError(f"{folder} has format {state['format']}; this version reads format {FORMAT}")
     load_model(unwrap(model), folder / WEIGHTS_FILE, strict=True)
+    if average is not None:
+        average.take_over()
+    _go_on_from(folder, unwrap(model))
     tensors = load_file(folder / "optimizer.safetensors")
     names = {parameter: name for name, parameter in unwrap(model).named_parameters()}
     loaded: dict[int, dict[str, torch.Tensor]] = {}
@@ -125,6 +145,19 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         raise ValueError(f"{folder} has optimizer state for parameters the model lacks: {', '.join(sorted(unknown))}")
     optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
+
+
+@torch.no_grad()
+def _go_on_from(folder: Path, model: nn.Module) -> None:
+    """Put the weights that training goes on from into the model, where they are not the model folder's own."""
+    if not (folder / TRAINING_FILE).is_file():
+        return
+    weights = load_file(folder / TRAINING_FILE)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in weights.items()}:
+        raise ValueError(f"{folder / TRAINING_FILE} does not hold the weights of this model: names or shapes differ")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ For a model from elsewhere this runs its code: `main` is what a boxed process is
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ from utils.data.storing.token_store import TokenStore, store_at
 from utils.inference.generate import task_of
 from utils.models.folder import load_model_folder
 from utils.runtime.device import pick_device
+from utils.training.answers import SHOWN, Exam
 from utils.training.evaluate import evaluate, what_it_takes
 
+BATCH = 8  # examples at a time, where the run found out by itself how many fit
+MOST_CLASSES = 50  # whose confusions are still worth a table
 
-def evaluate_checkpoint(folder: Path, config: RunConfig, store: TokenStore, on: str) -> dict[str, Any]:
+
+def evaluate_checkpoint(
+    folder: Path, config: RunConfig, store: TokenStore, on: str, answers: int = 0
+) -> dict[str, Any]:
     """Measure the model in a checkpoint or model folder on the whole of side `on` (val or test) of `store`.
 
     In fp32 whatever the run was trained in, so that the numbers do not depend on the machine. Ready for JSON: task,
-    loss (nats per label), accuracy, labels (how many), and, where they are known, bits_per_byte and entropy_floor, the
-    least loss that any model can reach. Raises ValueError where there is nothing to predict.
+    loss (nats per label), accuracy, labels (how many), and, where they are known or else None: top5, macro_f1,
+    confusion (of texts, at most 50 classes), bits_per_byte and entropy_floor, the least loss that any model can reach.
+    With `answers` questions asked also bleu, chrf and written, three answers with prompt and reference.
+
+    Raises ValueError where there is nothing to predict, or nothing to ask.
     """
     device = pick_device()
     model, _ = load_model_folder(folder, device)
@@ -31,20 +41,28 @@ def evaluate_checkpoint(folder: Path, config: RunConfig, store: TokenStore, on: 
         store,
         config.data,
         on,
-        config.train.batch_size,
+        config.train.batch_size or BATCH,
         task,
         **what_it_takes(model),
     )
+    exam = Exam(store, config.data, task, on, batches, answers) if answers else None
     found = evaluate(model, batches, device, nullcontext)
     assert found is not None, "nobody stops it"
+    told = exam.take(model) if exam else None
     is_text = task == "causal" and store.kind == "text"
     return {
         "task": task,
         "loss": found.loss,
         "accuracy": found.accuracy,
+        "top5": found.top5,
+        "macro_f1": found.macro_f1,
+        "confusion": found.confusion if 0 < len(found.confusion) <= MOST_CLASSES else None,
         "labels": found.tokens,
         "bits_per_byte": found.bits_per_byte(bytes_per_token(store, on)) if is_text else None,
         "entropy_floor": store.entropy_floor if is_text and on == "val" else None,
+        "bleu": told and told.bleu,
+        "chrf": told and told.chrf,
+        "written": [asdict(each) for each in told.written[:SHOWN]] if told else [],
     }
 
 
@@ -53,13 +71,13 @@ def bytes_per_token(store: TokenStore, on: str) -> float:
     return float(store.info["bytes"][on]) / len(store.side(on))
 
 
-def main(folder: str, settings: dict[str, Any], store: str, on: str, out: str) -> int:
+def main(folder: str, settings: dict[str, Any], store: str, on: str, answers: int, out: str) -> int:
     """Write what `evaluate_checkpoint` says to `out` as JSON, or {"error": words} for what cannot be."""
     try:
         opened = store_at(Path(store))
         if opened is None:
             raise ValueError(f"{store} is no whole token store")
-        told = evaluate_checkpoint(Path(folder), RunConfig.model_validate(settings), opened, on)
+        told = evaluate_checkpoint(Path(folder), RunConfig.model_validate(settings), opened, on, answers)
     except ValueError as error:
         told = {"error": str(error)}
     Path(out).write_text(json.dumps(told), encoding="utf-8")

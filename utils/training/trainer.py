@@ -5,10 +5,8 @@ micro-batch), so a run that was killed and resumed does the very same arithmetic
 """
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
@@ -16,12 +14,19 @@ from torch import nn
 from utils.config.schema import TrainConfig
 from utils.data.batching.tasks import TaskBatches
 from utils.runs.recorder import Recorder
-from utils.runtime.randomness import derive_seed
-from utils.training.evaluate import count_tokens, evaluate, logits_of
-from utils.training.loss import count_labels, perplexity, token_loss
-from utils.training.optim import build_optimizer
-from utils.training.precision import autocast_for, build_scaler
-from utils.training.schedule import learning_rate
+from utils.runtime.device import peak_memory
+from utils.training.clock import Clock, times_left
+from utils.training.ema import WeightAverage
+from utils.training.evaluate import evaluate
+from utils.training.guard import Guard
+from utils.training.layer_stats import LayerStats
+from utils.training.loss import perplexity
+from utils.training.memory import HalfStepped
+from utils.training.profile import Profile
+from utils.training.schedule import examples_before, examples_in, learning_rate, total_steps
+from utils.training.step import Step, Stepper
+
+UNREAD = 16  # steps at most whose numbers may wait on a GPU before somebody looks
 
 
 @dataclass
@@ -37,6 +42,14 @@ class Progress:
     tokens: int = 0  # that the model has read in training, what only fills up rows left out
     bad_evals: int = 0  # evaluations in a row that were no better
     stopped_early: bool = False
+    rows: int | None = None  # examples that go through the model at once, where memory allowed fewer than wanted
+    checkpointing: bool = False  # whether layers are computed again in the backward pass, for want of memory
+    guard: Guard = field(default_factory=Guard)
+
+    @classmethod
+    def of(cls, saved: dict[str, object]) -> "Progress":
+        """From what `asdict` made of one."""
+        return cls(**{**saved, "guard": Guard(**saved.get("guard", {}))})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -46,15 +59,6 @@ class TrainResult:
     status: str  # completed or interrupted
     progress: Progress
     signal: int | None = None
-
-
-class Step(NamedTuple):
-    """What one optimizer step was."""
-
-    loss: float  # nats per label
-    norm: float  # of the gradient over all parameters, before clipping
-    rate: float  # learning rate
-    tokens: int  # read, what only fills up rows left out
 
 
 class Trainer:
@@ -71,24 +75,30 @@ class Trainer:
         precision: str,
         *,
         save: Callable[["Trainer", bool], None] = lambda trainer, is_best: None,
+        restore: Callable[["Trainer"], str] | None = None,
         sample: Callable[["Trainer"], None] = lambda trainer: None,
+        answer: Callable[["Trainer"], Mapping[str, float]] = lambda trainer: {},
         stop: Callable[[], int | None] = lambda: None,
         keep_best: bool = True,
         floor: float | None = None,
         bytes_per_token: float | None = None,
+        flops: float = 0.0,
+        peak: float = 0.0,
+        profile: Profile | None = None,
     ) -> None:
         self.model, self.config, self.train, self.val, self.recorder = model, config, train, val, recorder
         self.device, self.save, self.sample, self.stop, self.floor = device, save, sample, stop, floor
-        self.keep_best, self.bytes_per_token = keep_best, bytes_per_token
+        self.restore, self.keep_best, self.bytes_per_token = restore, keep_best, bytes_per_token
+        self.answer = answer  # writes answers and scores them: more metrics of an evaluation
+        self.flops, self.peak, self.profile = flops, peak, profile  # of a token, of the device a second
+        self.clock = Clock(flops, peak, device)
+        self.stepper = Stepper(model, config, train, device, precision, halved=self._halved, clock=self.clock)
+        self.optimizer, self.scaler = self.stepper.optimizer, self.stepper.scaler
+        self.average = WeightAverage(model, config.ema_decay)
         self.tokens_per_step = train.tokens_per_batch * config.grad_accum_steps  # at most: rows may be shorter
-        self.examples_per_step = config.batch_size * config.grad_accum_steps
-        wanted = config.epochs * train.examples_per_epoch / self.examples_per_step
-        self.total_steps = config.max_steps or max(1, math.ceil(wanted))
-        self.optimizer = build_optimizer(model, config)
-        self.autocast = autocast_for(precision, device)
-        self.scaler = build_scaler(precision, device)
+        self.total_steps = total_steps(config, train.examples_per_epoch)
         self.progress = Progress()
-        self._clock = Clock()
+        self._unread: list[Step] = []
 
     @property
     def finished(self) -> bool:
@@ -97,97 +107,174 @@ class Trainer:
         return done and self.progress.settled
 
     def fit(self) -> TrainResult:
-        """Run the loop from wherever `progress` stands. Raises FloatingPointError when the loss is not finite."""
+        """Run the loop from wherever `progress` stands.
+
+        Raises FloatingPointError when the loss stays not finite, or keeps jumping, whatever is tried.
+        """
         self.model.train()
-        self._clock = Clock()
+        self.stepper.working.train()
+        self.stepper.rows = self.progress.rows or self.stepper.rows
+        if self.progress.checkpointing:
+            self.stepper.checkpointing = True
+        self.clock = self.stepper.clock = Clock(self.flops, self.peak, self.device)
         signal = self.stop()
         while not self.finished and not signal:
-            if self.progress.settled:
-                self._step_and_record()
-            improved = self._settle()
+            if self.progress.settled and not self._step_and_record():
+                continue  # gone back to an earlier step
+            with self.average.in_place():  # what is evaluated and sampled is what will be used
+                improved = self._settle()
             signal = self.stop()  # asked once: what arrives later than this is seen after the next step
             if (improved and self.keep_best) or self.finished or signal or self._due(self.config.save_every):
-                self.save(self, improved and self.keep_best)
+                if reason := self._read():
+                    self._go_back(reason)
+                    continue
+                # While something is wrong, what is saved may be just that, and push out what is good.
+                if not (self.progress.guard.calm or improved or self.finished or signal):
+                    continue
+                self.clock.enter("saving")
+                try:
+                    self.save(self, improved and self.keep_best)
+                except FloatingPointError as error:
+                    self._go_back(str(error))
+                self.clock.enter("other")
         return TrainResult("completed" if self.finished else "interrupted", self.progress, signal)
 
     def train_step(self, step: int) -> Step:
-        """Do optimizer step number `step` (from 0).
+        """Do optimizer step number `step` (from 0) at its learning rate."""
+        rate = learning_rate(step, self.config, self.total_steps) * self.progress.guard.rate_scale
+        done = self.stepper.step(step, rate)
+        self.average.update(step, done.norm.isfinite() & done.loss.isfinite())  # else the weights stayed as they were
+        return done
 
-        What a model returns beside its logits to be made small (`aux_loss`, mean over the micro-batch) is added to
-        what is differentiated, and is no part of the loss given back.
-        """
-        rate = learning_rate(step, self.config, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        accumulate = self.config.grad_accum_steps
-        batches = [self.train.batch(step * accumulate + i) for i in range(accumulate)]
-        # All micro-batches are weighed by the labels of the whole step, so 1 x 8 and 8 x 1 are the same step. Chats cut
-        # short may hold no answer at all: such a step has nothing to learn from.
-        labels = max(1, sum(int(count_labels(batch.labels)) for batch in batches))
-        loss = torch.zeros((), device=self.device)
-        for i, batch in enumerate(batches):
-            torch.manual_seed(derive_seed(self.config.seed, "dropout", step, i))
-            with self.autocast():
-                logits = logits_of(self.model, batch, self.device)
-                part = token_loss(logits, batch.labels.to(self.device, non_blocking=True))[0] / labels
-            aux = getattr(self.model, "aux_loss", None)
-            self.scaler.scale(part if aux is None else part + aux.float() / accumulate).backward()
-            loss += part.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
-        if not math.isfinite(loss.item()) or not (math.isfinite(norm.item()) or self.scaler.is_enabled()):
-            raise FloatingPointError(
-                f"the loss is {loss.item():.4g} and the gradient norm {norm.item():.4g} at step {step + 1}: training "
-                "cannot go on. The last checkpoint is good; try a lower train.learning_rate, or precision fp32"
-            )
-        self.scaler.step(self.optimizer)  # fp16: left out, and the scale lowered, when a gradient overflowed
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return Step(loss.item(), norm.item(), rate, sum(map(count_tokens, batches)))
-
-    def _step_and_record(self) -> None:
-        """One optimizer step, its row of metrics and the state."""
-        self._clock.start_step()
-        done = self.train_step(self.progress.step)
-        self._clock.end_step(done.tokens)
+    def _step_and_record(self) -> bool:
+        """One optimizer step, its row of metrics and the state; False if the run has gone back to an earlier step."""
+        if self.profile:
+            self.profile.before(self.progress.step, self.total_steps)
+        self.clock.start_step()
+        every, layers = self.config.stats_every, None
+        if every and (self.progress.step + 1) % every == 0:
+            layers = self.stepper.layers = LayerStats(self.model)
+        try:
+            done = self.train_step(self.progress.step)
+        except HalfStepped as error:
+            self.stepper.layers = None
+            self._step_again(error)
+            return False
+        self.clock.end_step(done.tokens)
+        if self.profile:
+            self.profile.after()
         self.progress.step += 1
+        if layers:
+            self.stepper.layers = None
+            self.recorder.layers(self.progress.step, layers.rows())
         self.progress.tokens += done.tokens
-        self.progress.settled, self.progress.train_loss = False, done.loss
-        speed = self._clock.tokens_per_second()
-        if self._due(self.config.log_every):
+        self.progress.settled = False
+        self._unread.append(done)
+        is_logged = self._due(self.config.log_every)
+        waits = self.device.type != "cpu" and not is_logged and not self._is_evaluated
+        if (not waits or len(self._unread) >= UNREAD) and (reason := self._read()):
+            self._go_back(reason)
+            return False
+        if is_logged and self.progress.train_loss is not None:
+            loss = self.progress.train_loss
             self.recorder.train(
                 self.progress.step,
-                **{"train/loss": done.loss, "train/perplexity": perplexity(done.loss), "gradient_norm": done.norm},
+                **{"train/loss": loss, "train/perplexity": perplexity(loss), "gradient_norm": done.norm.item()},
                 learning_rate=done.rate,
                 tokens=self.progress.tokens,
-                tokens_per_second=speed,
+                **self.clock.row(),
             )
-        self.recorder.state(**self._state(), tokens_per_second=speed)
+        self.recorder.state(**self._state(), **(self._live() if is_logged else {}))
+        return True
+
+    def _read(self) -> str | None:
+        """Look at the numbers of the last steps; gives back why the run has to go back, or None."""
+        steps, self._unread = self._unread, []
+        seen = [(done, done.loss.item(), bool(done.finite)) for done in steps]
+        self.clock.looked()
+        for step, (done, loss, finite) in enumerate(seen, self.progress.step - len(seen) + 1):
+            if reason := self.progress.guard.watch(loss, finite, self.config):
+                return reason
+            if finite:
+                self.progress.train_loss = loss
+            else:
+                self.recorder.event(
+                    "skipped",
+                    step=step,
+                    text=f"the loss was {loss:.4g} and the gradient norm {done.norm.item():.4g}: the step was left out",
+                )
+        return None
+
+    def _go_back(self, reason: str) -> None:
+        """To the last good checkpoint, with half the learning rate."""
+        guard, step = self.progress.guard, self.progress.step
+        if self.restore is None or guard.rollbacks >= self.config.max_rollbacks:
+            raise FloatingPointError(
+                f"{reason} at step {step}, having gone back {guard.rollbacks} times: training cannot go on. "
+                "The last checkpoint is good; try a lower train.learning_rate, or train.precision=fp32"
+            )
+        where = self._restored()
+        self.progress.guard.rollbacks = guard.rollbacks + 1
+        self.progress.guard.rate_scale = guard.rate_scale / 2
+        self.recorder.event(
+            "rolled_back",
+            step=step,
+            to=self.progress.step,
+            text=f"{reason}: back to {where}, with {self.progress.guard.rate_scale:g} of the learning rate",
+        )
+
+    def _step_again(self, error: HalfStepped) -> None:
+        """From the last good checkpoint on, as the weights of this moment are half changed."""
+        step = self.progress.step
+        if self.restore is None:
+            raise error
+        where = self._restored()
+        self.recorder.event("rolled_back", step=step, to=self.progress.step, text=f"{error}: back to {where}")
+
+    def _restored(self) -> str:
+        """Go to the last good checkpoint; what has been found out about this run since then stays known."""
+        assert self.restore is not None
+        old, self._unread = self.progress, []
+        where = self.restore(self)
+        new = self.progress
+        new.rows, new.checkpointing = old.rows, old.checkpointing
+        new.guard.rollbacks, new.guard.rate_scale = old.guard.rollbacks, old.guard.rate_scale
+        new.guard.skipped = old.guard.skipped
+        self.recorder.state(urgent=True, **self._state())
+        return where
+
+    def _halved(self, rows: int) -> None:
+        self.progress.rows, self.progress.checkpointing = rows, self.stepper.checkpointing
+        how = "its layers computed again in the backward pass" if self.stepper.checkpointing else "as many in each step"
+        self.recorder.event(
+            "out_of_memory",
+            step=self.progress.step,
+            rows=rows,
+            text=f"memory ran out: {rows} at once from now on, {how}; the result is the same",
+        )
 
     def _settle(self) -> bool:
         """Evaluate and sample if that is due; True when this is the best model so far."""
         progress, improved, last = self.progress, False, self.progress.step >= self.total_steps
-        if last or self._due(self.config.eval_every):
-            result = evaluate(self.model, self.val, self.device, self.autocast, self.stop)
+        if self._is_evaluated:
+            self.clock.enter("evaluation")
+            result = evaluate(self.stepper.refreshed(), self.val, self.device, self.stepper.autocast, self.stop)
+            self.clock.enter("other")
             if result is None:
                 return False  # stopped half-way: done again after the resume
-            improved = progress.best_val_loss is None or result.loss < progress.best_val_loss
+            improved = result.loss < (math.inf if progress.best_val_loss is None else progress.best_val_loss)
             progress.val_loss = result.loss
             progress.bad_evals = 0 if improved else progress.bad_evals + 1
             if improved:
                 progress.best_val_loss, progress.best_step = result.loss, progress.step
             progress.stopped_early = bool(self.config.patience) and progress.bad_evals >= self.config.patience
-            bits = result.bits_per_byte(self.bytes_per_token) if self.bytes_per_token else None
-            self.recorder.val(
-                progress.step,
-                **{"val/loss": result.loss, "val/perplexity": perplexity(result.loss)},
-                **{"val/accuracy": result.accuracy, "val/bits_per_byte": bits},
-            )
+            self.recorder.val(progress.step, **result.metrics(self.bytes_per_token), **self.answer(self))
             self._check_floor(result.loss, result.tokens)
-        if (last and self.config.sample_every) or self._due(self.config.sample_every):
+        is_sampled = (last and self.config.sample_every) or self._due(self.config.sample_every)
+        if is_sampled and not progress.guard.in_row:  # a model whose loss is not finite has nothing to say
             self.sample(self)
         progress.settled = True
-        self.recorder.state(urgent=True, **self._state())
+        self.recorder.state(urgent=True, **self._state(), **self._live())
         return improved
 
     def _check_floor(self, loss: float, tokens: int) -> None:
@@ -202,39 +289,39 @@ class Trainer:
                 "labels leak into the input. Is the attention causal?",
             )
 
+    @property
+    def _is_evaluated(self) -> bool:
+        return self.progress.step >= self.total_steps or self._due(self.config.eval_every)
+
     def _due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0
 
     def _state(self) -> dict[str, object]:
         progress = asdict(self.progress)
         progress.pop("settled")
-        left = (self.total_steps - self.progress.step) * self._clock.seconds_per_step()
-        epoch = self.progress.step * self.examples_per_step / self.train.examples_per_epoch
-        return {**progress, "total_steps": self.total_steps, "epoch": epoch, "eta_seconds": left}
+        guard = progress.pop("guard")
+        progress |= {name: guard[name] for name in ("skipped", "rollbacks", "rate_scale")}
+        epoch = examples_before(self.progress.step, self.config) / self.train.examples_per_epoch
+        return {
+            **progress,
+            "total_steps": self.total_steps,
+            "epoch": epoch,
+            "tokens_per_second": self.clock.tokens_per_second(),
+            "eta_seconds": self._seconds_left(),
+        }
 
+    def _live(self) -> dict[str, object]:
+        """What of the state takes a moment to find out."""
+        shares = {f"share/{part}": round(share, 4) for part, share in self.clock.shares().items()}
+        return {"mfu": self.clock.mfu(), "peak_memory": peak_memory(self.device), **shares}
 
-class Clock:
-    """Seconds per step: of training alone for the speed, and with all that goes on between for the ETA."""
-
-    def __init__(self) -> None:
-        self._begin = self._start = time.monotonic()
-        self._mean = (0.0, 0.0)  # running means of seconds and of tokens in one step
-        self._steps = 0
-
-    def start_step(self) -> None:
-        """Call before a step."""
-        self._start = time.monotonic()
-
-    def end_step(self, tokens: int) -> None:
-        """Call after it, with how many it has read."""
-        now, old = (time.monotonic() - self._start, float(tokens)), self._mean
-        self._steps += 1
-        self._mean = now if self._steps == 1 else (0.9 * old[0] + 0.1 * now[0], 0.9 * old[1] + 0.1 * now[1])
-
-    def tokens_per_second(self) -> float:
-        """While training, without what goes on between the steps."""
-        return self._mean[1] / max(self._mean[0], 1e-9)
-
-    def seconds_per_step(self) -> float:
-        """Wall clock per step since `fit` began, evaluations and saves included."""
-        return (time.monotonic() - self._begin) / max(1, self._steps)
+    def _seconds_left(self) -> float | None:
+        """With evaluations and saves; steps that are still to grow (batch warmup) counted as so many of the last."""
+        step, total, config = self.progress.step, self.total_steps, self.config
+        examples = examples_before(total, config) - examples_before(step, config)
+        evaluations = times_left(step, total, config.eval_every)
+        saves = times_left(step, total, config.save_every)
+        if self.keep_best and not self.progress.bad_evals:  # as long as it gets better, every evaluation is saved
+            saves = max(saves, evaluations)
+        here = examples_in(max(0, step - 1), config)
+        return self.clock.seconds_left(examples / here, {"evaluation": evaluations, "saving": saves})

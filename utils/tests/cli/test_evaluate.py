@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from utils.cli.evaluate import lines as table_of
 from utils.cli.main import app
+from utils.jobs.evaluate import _clean as clean
 from utils.jobs.evaluate import evaluate_run
 from utils.runs.folder import RunFolder
 from utils.runtime.files import sha256_file
@@ -56,6 +58,9 @@ def test_the_loss_of_the_training_comes_back(stories: Path):
     (row,) = [r for r in RunFolder(stories).metrics() if r["kind"] == "val" and r["step"] == state["best_step"]]
     assert found["loss"] == pytest.approx(state["best_val_loss"], rel=1e-6)
     assert found["accuracy"] == pytest.approx(row["val/accuracy"])
+    assert found["top5"] == pytest.approx(row["val/top5"])
+    assert found["accuracy"] < found["top5"] < 1
+    assert found["bleu"] is found["confusion"] is None
     assert found["bits_per_byte"] == pytest.approx(row["val/bits_per_byte"], rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert 0.01 < found["entropy_floor"] < found["loss"]
@@ -88,9 +93,31 @@ def test_a_person_reads_a_table(stories: Path):
     assert head.startswith(f"run: {stories}, step ")
     assert head.endswith("validation text")
     assert [row[:20].strip() for row in rows] == [
-        "loss", "perplexity", "accuracy", "bits per byte", "best possible loss",
+        "loss", "perplexity", "accuracy", "top-5 accuracy", "bits per byte", "best possible loss",
     ]  # fmt: skip
     assert "nats per token" in rows[0]
+
+
+def test_a_classifier_s_mistakes_are_named():
+    told = {"task": "classification", "on": "val", "run": "r", "step": 3, "loss": 1.0, "perplexity": 2.7, "labels": 9,
+            "accuracy": 0.5, "macro_f1": 0.4, "confusion": [[3, 2], [4, 0]], "classes": ["cat"], "written": [],
+            **dict.fromkeys(("top5", "bits_per_byte", "entropy_floor", "bleu", "chrf"))}  # fmt: skip
+    rows = table_of(told)
+    assert "macro F1            0.400" in rows
+    assert rows[-2:] == ["4 of class output 1 taken for cat", "2 of class cat taken for output 1"]
+
+
+@pytest.mark.parametrize("lie", [
+    {"top5": "x"}, {"bleu": float("nan")}, {"macro_f1": True}, {"loss": None}, {"written": [{"prompt": "p"}]},
+    {"confusion": [[1, 2]]}, {"confusion": [[1, "2"], [3, 4]]}, {"confusion": 3}, {"task": "spying"},
+])  # fmt: skip
+def test_what_a_stranger_tells_is_checked(lie: dict):
+    whole = {"task": "causal", "loss": 1.0, "accuracy": 0.5, "labels": 7, "confusion": [[1, 2], [3, 4]],
+             "written": [{"prompt": "p\x1b[2J", "answer": "a", "reference": "r"}],
+             **dict.fromkeys(("top5", "macro_f1", "bits_per_byte", "entropy_floor", "bleu", "chrf"))}  # fmt: skip
+    assert clean(whole)["written"] == [{"prompt": "p?[2J", "answer": "a", "reference": "r"}]
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        clean(whole | lie)
 
 
 def test_what_cannot_be_is_said(stories: Path, tmp_path: Path):
@@ -100,6 +127,10 @@ def test_what_cannot_be_is_said(stories: Path, tmp_path: Path):
         evaluate_run(stories, "train")
     with pytest.raises(FileNotFoundError, match=r"no whole checkpoint '7' in .*; there are: best, latest"):
         evaluate_run(stories, checkpoint="7")
+    with pytest.raises(ValueError, match=r"--answers -1: say how many"):
+        evaluate_run(stories, answers=-1)
+    with pytest.raises(ValueError, match=r"no answers to compare with .* --answers need a seq2seq model, pairs"):
+        evaluate_run(stories, answers=2)
     with pytest.raises(FileNotFoundError, match="no run at"):
         evaluate_run(tmp_path / "nothing")
 

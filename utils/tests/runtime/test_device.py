@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.runtime.device import cpu_cores, describe, pick_device, pick_precision
+from utils.runtime.device import cpu_cores, cpu_quota, describe, peak_memory, pick_device, pick_precision
+from utils.runtime.peak import gains_from_bf16
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -39,8 +40,25 @@ def test_apples_gpu_that_is_not_there_is_an_error():
 
 
 @pytest.mark.parametrize(("wanted", "given"), [("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")])
-def test_formats_on_a_cpu(wanted, given):
-    assert pick_precision(wanted, CPU) == given
+def test_formats_on_a_cpu_for_a_model_that_gains_nothing_from_bf16(wanted, given):
+    assert pick_precision(wanted, CPU, gains=False) == given
+
+
+def test_a_cpu_computes_in_bf16_where_that_is_faster():
+    assert pick_precision("auto", CPU) == ("bf16" if gains_from_bf16(CPU) else "fp32")
+    assert pick_precision("fp32", CPU) == "fp32"
+
+
+@pytest.mark.parametrize("gains", [True, False])
+@pytest.mark.parametrize("began", ["fp32", "bf16"])
+def test_a_run_keeps_the_format_it_began_with(began: str, gains: bool):
+    assert pick_precision("auto", CPU, gains=gains, began=began) == began
+    assert pick_precision("fp32", CPU, gains=gains, began=began) == "fp32"
+
+
+def test_a_format_that_the_device_lacks_cannot_be_kept():
+    assert pick_precision("auto", CPU, gains=False, began="fp16") == "fp32"
+    assert pick_precision("auto", CPU, gains=False, began="nonsense") == "fp32"
 
 
 @pytest.mark.parametrize("kind", ["cpu", "mps"])
@@ -82,7 +100,45 @@ def test_cores_are_those_this_process_may_use():
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(before, cpu_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == [str(len(os.sched_getaffinity(0))), "1"], done.stderr
+    assert done.stdout.split() == [str(cpu_cores()), "1"], done.stderr
+    assert 1 <= cpu_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/a/b\n", {"a/cpu.max": "400000 100000", "a/b/cpu.max": "max 100000", "cpu.max": "900000 100000"}, 4.0),
+        ("0::/outside/of/here\n", {"cpu.max": "250000 100000"}, 2.5),  # only a part of the path is mounted
+        (
+            "3:cpu,cpuacct:/\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "300000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            3.0,
+        ),
+        ("3:cpu:/\n1:memory:/x\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("nonsense\n0::/\n", {"cpu.max": "what"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_quota_of_cpu_time_is_read_from_the_control_groups(tmp_path: Path, groups, files, quota):
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{k}": v for k, v in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == quota
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path: Path):
+    assert cpu_quota(tmp_path) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say")
+def test_memory_held_at_once_never_falls():
+    before = peak_memory(CPU)
+    block = torch.ones(50_000_000)  # 200 MB
+    assert peak_memory(CPU) >= max(before, block.numel() * 4)
+    del block
+    assert peak_memory(CPU) >= before
 
 
 def test_asking_for_cores_imports_no_torch():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,22 @@ class Given:
 
     def __init__(self, *batches: Batch, examples_per_epoch: int = 100) -> None:
         self.batches, self.examples_per_epoch = batches, examples_per_epoch
-        self.tokens_per_batch = batches[0].inputs[0].numel()
+        self.tokens_per_batch, self.batch_size = batches[0].inputs[0].numel(), len(batches[0].labels)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def batch(self, k: int) -> Batch:
         return self.batches[k % len(self.batches)]
+
+    def examples(self, numbers: np.ndarray) -> Batch:
+        """The rows with these numbers, counted through all batches."""
+        rows = [(self.batch(int(n) // self.batch_size), int(n) % self.batch_size) for n in numbers]
+        return Batch(
+            tuple(torch.stack([batch.inputs[i][row] for batch, row in rows]) for i in range(len(rows[0][0].inputs))),
+            torch.stack([batch.labels[row] for batch, row in rows]),
+            {name: torch.stack([batch.extra[name][row] for batch, row in rows]) for name in rows[0][0].extra},
+        )
 
 
 def packed(seed: int = 0) -> tuple[Batch, list[tuple[Tensor, Tensor]]]:
@@ -46,7 +56,14 @@ def packed(seed: int = 0) -> tuple[Batch, list[tuple[Tensor, Tensor]]]:
 
 
 def trainer(model: nn.Module, train: Given, tmp_path: Path, val: Given | None = None, **settings) -> Trainer:
-    plain = {"max_steps": 3, "batch_size": 2, "warmup_steps": 0, "eval_every": 0, "log_every": 1, "save_every": 0}
+    plain = {
+        "max_steps": 3,
+        "batch_size": train.batch_size,
+        "warmup_steps": 0,
+        "eval_every": 0,
+        "log_every": 1,
+        "save_every": 0,
+    }
     config = TrainConfig(**{**plain, **settings})
     run = RunFolder(tmp_path / "run")
     run.create(tiny_config(tmp_path / "run"))
@@ -62,13 +79,13 @@ def small(kind: str = "llama") -> nn.Module:
 def test_a_step_on_packed_documents_is_a_step_on_each_alone(kind: str, tmp_path: Path):
     batch, alone = packed()
     model, oracle = small(kind), small(kind)
-    loss, norm, _, tokens = trainer(model, Given(batch), tmp_path, grad_clip=0).train_step(0)
+    loss, norm, _, _, tokens = trainer(model, Given(batch), tmp_path, grad_clip=0).train_step(0)
     count = sum(int((labels != IGNORE).sum()) for _, labels in alone)
     expected = sum(nn.functional.cross_entropy(oracle(ids)[0], labels[0], reduction="sum") for ids, labels in alone)
     (expected / count).backward()
     assert count == tokens == 21
-    assert loss == pytest.approx((expected / count).item(), rel=1e-5)
-    assert norm == pytest.approx(nn.utils.get_total_norm([p.grad for p in oracle.parameters()]).item(), rel=1e-4)
+    assert loss.item() == pytest.approx((expected / count).item(), rel=1e-5)
+    assert norm.item() == pytest.approx(nn.utils.get_total_norm([p.grad for p in oracle.parameters()]).item(), rel=1e-4)
 
 
 def test_what_fills_up_rows_is_not_counted_as_read(tmp_path: Path):
@@ -114,9 +131,9 @@ def test_a_classifier_learns_and_is_measured_per_text(tmp_path: Path):
     batch = Batch((ids,), torch.arange(10) % 3, {"attention_mask": (ids % 5 > 0).long()})
     model = Classes()
     run = trainer(model, Given(batch), tmp_path, max_steps=40, learning_rate=0.3, min_lr=0.1)
-    before = evaluate(model, run.val, CPU, run.autocast)
+    before = evaluate(model, run.val, CPU, run.stepper.autocast)
     result = run.fit()
-    after = evaluate(model, run.val, CPU, run.autocast)
+    after = evaluate(model, run.val, CPU, run.stepper.autocast)
     assert before.tokens == after.tokens == 10
     assert result.progress.val_loss == after.loss < 0.2 < before.loss
     assert after.accuracy == 1.0
@@ -130,21 +147,22 @@ def test_a_step_with_nothing_to_learn_changes_nothing_but_goes_on(tmp_path: Path
     model = small()
     before = [p.detach().clone() for p in model.parameters()]
     run = trainer(model, Given(silent, batch), tmp_path, Given(batch), weight_decay=0.0)
-    loss, norm, _, _ = run.train_step(0)
+    loss, norm, *_ = run.train_step(0)
     assert (loss, norm) == (0.0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert run.fit().status == "completed"
     # Half of a step without answers weighs nothing: the same as the other half alone.
     both, one = (trainer(small(), Given(*given), tmp_path / str(len(given)), grad_accum_steps=len(given))
                  for given in ((silent, batch), (batch,)))  # fmt: skip
-    assert both.train_step(0)[:2] == pytest.approx(one.train_step(0)[:2], rel=1e-6)
+    got, want = both.train_step(0), one.train_step(0)
+    assert (got.loss.item(), got.norm.item()) == pytest.approx((want.loss.item(), want.norm.item()), rel=1e-6)
 
 
 def test_an_evaluation_without_a_question_says_so(tmp_path: Path):
     batch, _ = packed()
     silent = batch._replace(labels=torch.full_like(batch.labels, IGNORE))
     with pytest.raises(ValueError, match="nothing to predict in the text for evaluation"):
-        evaluate(small(), Given(silent), CPU, trainer(small(), Given(batch), tmp_path).autocast)
+        evaluate(small(), Given(silent), CPU, trainer(small(), Given(batch), tmp_path).stepper.autocast)
 
 
 def test_what_a_batch_brings_along_reaches_the_model():

@@ -40,6 +40,10 @@ CHANGES = {
     "model.shape.pad_vocab_to": ["100"],
     "model.shape.dropout": ["0.4"],
     "model.shape.tie_embeddings": ["false"],
+    "model.shape.activation": ["relu2"],
+    "model.shape.qk_norm": ["true"],
+    "model.shape.value_residual": ["true", "model.shape.n_layer=2"],
+    "model.shape.zero_init": ["true"],
     "data.source": ["text", "data.path={book}"],
     "data.path": ["{other}", "data.source=text"],
     "data.name": None,  # utils/tests/data/test_hub_source.py, like the other settings of the Hub
@@ -79,15 +83,25 @@ CHANGES = {
     "train.epochs": ["0.07", "train.max_steps=0"],
     "train.batch_size": ["3"],
     "train.grad_accum_steps": ["1"],
+    "train.batch_warmup_steps": ["6"],
+    "train.optimizer": ["muon"],
+    "train.muon_momentum": ["0.5", "train.optimizer=muon"],
     "train.learning_rate": ["1e-2"],
     "train.min_lr": ["1e-3"],
     "train.warmup_steps": ["5"],
     "train.schedule": ["linear"],
+    "train.decay_share": ["0.9", "train.schedule=wsd"],
     "train.weight_decay": ["0.5"],
     "train.beta1": ["0.5"],
     "train.beta2": ["0.5"],
     "train.grad_clip": ["0.01"],
+    "train.label_smoothing": ["0.2"],
+    "train.z_loss": ["0.1"],
+    "train.ema_decay": ["0.5"],
     "train.precision": ["bf16"],
+    "train.compile": None,  # utils/tests/training/test_compiled.py: it takes a minute
+    "train.activation_checkpointing": None,  # utils/tests/models/test_checkpointing.py: same result, less memory
+    "train.memory_limit_gb": None,  # utils/tests/training/test_memory.py
     "train.device": None,  # below: there is only one here
     "train.threads": ["2", "train.max_steps=2", "train.sample_every=0"],  # two threads are slow on a busy machine
     "train.eval_every": ["3"],
@@ -98,6 +112,11 @@ CHANGES = {
     "train.sample_prompt": ["A"],
     "train.sample_tokens": ["9"],
     "train.patience": ["1", "train.learning_rate=0.5", "train.min_lr=0.5", "train.eval_every=1"],
+    "train.spike": None,  # utils/tests/training/test_guard.py, like the next
+    "train.max_rollbacks": None,
+    "train.stats_every": ["3"],
+    "train.answers_every_eval": None,  # utils/tests/training/test_answers.py: for seq2seq models
+    "train.profile": ["2"],
     "train.seed": ["2"],
     "train.deterministic": ["true"],
     "checkpoint.keep_last": ["5"],
@@ -131,6 +150,8 @@ def seen(run: Path) -> dict:
         "metrics": metrics_of(run),
         "samples": samples_of(run),
         "steps": folder.state()["step"],
+        "profiled": [event["step"] for event in folder.events("profiled")],
+        "layers": len(folder.layers()),
         "saved": [event["step"] for event in folder.events("saved")],
         "kept": sorted(path.name for path in folder.checkpoints.iterdir()),
         "threads": meta["made_with"]["threads"],  # what torch says it uses

@@ -8,7 +8,7 @@ from torch import nn
 
 from utils.config.schema import DataConfig
 from utils.data.storing.token_store import open_store
-from utils.training.run import choose_task
+from utils.training.choices import choose_task
 
 
 class Model(nn.Module):

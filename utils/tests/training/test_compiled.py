@@ -1,0 +1,62 @@
+"""Compiling changes how fast a run is, and nothing else; where it fails, training goes on without."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from utils.config.schema import ModelShape
+from utils.models.registry import build_model
+from utils.training.compiled import Compiled, is_worth_it
+from utils.training.precision import WorkingCopy
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("gpt", "bf16"), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("gpt", "fp32"), ("llama", "bf16")))],
+)
+def test_a_compiled_step_has_the_same_gradients(kind: str, precision: str):
+    torch.manual_seed(0)
+    model = build_model(kind, ModelShape(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=50))
+    ids, weight = torch.randint(50, (3, 16)), torch.randn(3, 16, 32)
+    each, exact = (WorkingCopy(model).model, 2e-2) if precision == "bf16" else (model, 1e-5)
+    words: list[str] = []
+    gradients = []
+    for forward in (each.hidden, Compiled(each.hidden, words.append)):
+        each.zero_grad()
+        (forward(ids).float() * weight).sum().backward()
+        gradients.append([p.grad.clone() for p in each.parameters() if p.grad is not None])
+    assert words == []
+    for plain, fast in zip(*gradients, strict=True):  # fused kernels round in other places
+        assert torch.allclose(plain.float(), fast.float(), rtol=exact, atol=exact * float(plain.abs().max()))
+
+
+def test_where_there_is_no_compiler_it_says_so_once_and_goes_on(monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
+    torch._dynamo.reset()
+    layer, words = nn.Sequential(nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 3)), []
+    fast, x = Compiled(layer.forward, words.append), torch.randn(2, 7)
+    for _ in range(2):
+        assert torch.equal(fast(x), layer(x))
+    assert len(words) == 1
+    assert words[0].startswith("the model could not be compiled (")
+
+
+def test_a_mistake_in_the_model_is_its_own_and_no_one_else_s():
+    layer, words = nn.Linear(4, 2), []
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Compiled(layer.forward, words.append)(torch.randn(2, 5))
+
+
+def test_only_a_long_run_is_worth_a_minute():
+    day, second = 86_400 * 4e11, 4e11
+    assert is_worth_it(day, 1e12, torch.device("cpu"))
+    assert not is_worth_it(second, 1e12, torch.device("cpu"))
+    assert not is_worth_it(day, 1e12, torch.device("mps"))

@@ -1,0 +1,58 @@
+"""What a run was made with, and so how exactly it can be gone on with."""
+
+import torch
+
+from utils.config.load import config_hash
+from utils.config.schema import RunConfig
+from utils.data.storing.token_store import TokenStore
+from utils.runs.folder import RunFolder, now
+from utils.runtime.device import describe
+from utils.runtime.environment import environment
+
+
+def write_meta(
+    run: RunFolder,
+    config: RunConfig,
+    store: TokenStore,
+    device: torch.device,
+    precision: str,
+    task: str,
+    batch_size: int,
+    compiled: bool,
+) -> str:
+    """Write once what this run is and was made with; gives back the level at which a resume here goes on.
+
+    exact: the same hardware, software and settings, so bit for bit as if never interrupted. continuous: nothing is
+    skipped or repeated, but sums may be rounded otherwise.
+    """
+    made_with = {
+        "torch": torch.__version__,
+        "device": describe(device),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+    }
+    if not config.train.batch_size:  # auto
+        made_with["batch_size"] = batch_size
+    if compiled:
+        made_with["compiled"] = True
+    meta = run.read_json("meta")
+    if not meta:
+        made_in = run.read_json("environment") or environment()  # a launcher may have looked: a box sees less
+        run.write_json("environment", made_in)
+        meta = {
+            "run": run.name,
+            "created": now(),
+            "config_hash": config_hash(config),
+            "git_commit": made_in["git_commit"],
+            "seed": config.train.seed,
+            "task": task,
+            "source": run.read_json("source").get("source"),  # where a model from elsewhere came from
+            "data": store.fingerprint,
+            "data_made_of": store.info["made_of"],
+            "tokenizer": store.tokenizer.fingerprint,
+            "made_with": made_with,
+        }
+        run.write_json("meta", meta)
+    return "exact" if made_with["deterministic"] and meta["made_with"] == made_with else "continuous"
