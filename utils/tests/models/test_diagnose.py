@@ -230,7 +230,9 @@ def test_attributes_that_may_exist(old: str, new: str) -> None:
 
 
 def test_given_names_are_torch_s_own() -> None:
-    assert {name for name in dir(nn.Module()) if not name.startswith("_")} <= GIVEN
+    # Of torch alone: transformers adds a method to every module of a process that has imported it.
+    homes = {name: getattr(getattr(nn.Module, name, None), "__module__", None) for name in dir(nn.Module())}
+    assert {name for name, home in homes.items() if (home or "torch").startswith("torch") and name[0] != "_"} <= GIVEN
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,9 +51,9 @@ class Leaking(KINDS["llama"]):
 
     def forward(self, input_ids, cache=None):
         T = input_ids.shape[1]
-        x = self.token_embedding(input_ids)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, (self.cos[:T], self.sin[:T]), torch.ones(T, T, dtype=torch.bool), None, layer)
+        x, first = self.token_embedding(input_ids), None
+        for block in self.blocks:
+            x, first = block(x, (self.cos[:T], self.sin[:T]), torch.ones(T, T, dtype=torch.bool), None, first)
         return self.head(self.norm(x))
 
 
