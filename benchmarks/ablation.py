@@ -17,18 +17,18 @@ from typing import Any
 
 import yaml
 from against_clock import (
-    DATA,
     RESULTS,
-    TASKS,
+    SECONDS,
     Job,
     do_jobs,
+    failures,
     identify,
     interval,
     machine,
     our_config,
+    parser,
     spread,
     text_words,
-    whole_numbers,
 )
 
 from utils.config.load import flatten, load_config
@@ -93,11 +93,10 @@ def table(jobs: Sequence[Job], results: dict[Job, dict[str, Any]]) -> list[str]:
         known = interval(gaps)
         gap = f"{statistics.mean(gaps):+.3f}" if gaps and name != "base" else ""
         gap += f", {known[0]:+.3f} to {known[1]:+.3f}" if gap and known else ""
-        failed = [result["error"] for result in found.values() if "error" in result]
-        note = f"; {len(failed)} of {len(found)} runs failed: {failed[0]}" if failed else ""
+        loss = spread(losses) + failures(list(found.values()))
         lines.append(
             f"| {name} | {next(iter(good.values()))['parameters']:,} "
-            f"| {statistics.median(r['steps'] for r in good.values()):,.0f} | {spread(losses)}{note} | {gap} "
+            f"| {statistics.median(r['steps'] for r in good.values()):,.0f} | {loss} | {gap} "
             f"| {f'{statistics.median(speeds):.2f}' if speeds else ''} |"
         )
     return lines
@@ -105,33 +104,24 @@ def table(jobs: Sequence[Job], results: dict[Job, dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Run what is missing, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    words = parser(__doc__ or "", seeds=(1, 2, 3))
+    add = words.add_argument
     add("--base", type=Path, required=True, help="YAML of settings, such as benchmarks/recipes/0.8M.yaml")
     add("--changes", nargs="+", required=True, metavar="FILE|KEY=VALUE,...", help="what is compared with the base")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the base and of all changes")
-    add("--task", choices=TASKS, default="shakespeare-char")
-    add("--threads", type=int, default=1)
-    add("--seconds", type=float, default=60.0, help="of training, by the clock")
-    add("--clock", choices=("cpu", "wall"), default="cpu", help="cpu: seconds of the process, all its threads")
-    add("--seeds", type=whole_numbers, default=[1, 2, 3])
-    add("--data", type=Path, default=DATA, help="folder with tinyshakespeare.txt or WikiText-2's two files")
-    add("--keep", type=Path, help="JSONL with the runs that are done: they are not repeated")
-    add("--out", type=Path, help="the table, as .md")
-    options = parser.parse_args()
+    options = words.parse_args()
     try:
         jobs = build_jobs(options)
     except ValueError as error:
-        parser.error(str(error))
+        words.error(str(error))
     lines = table(jobs, do_jobs(jobs, options.keep))
-    clock = "CPU seconds of the process, all threads" if options.clock == "cpu" else "seconds by the wall"
     head = [
         f"# What each change is worth: {options.base.stem}, {options.task}",
         "",
         f"`python benchmarks/ablation.py {' '.join(sys.argv[1:])}`",
         "",
-        f"Validation loss after {options.seconds:g} {clock}, evaluation aside; base: `{options.base.name}`"
-        f"{f' with {chr(44).join(options.set)}' if options.set else ''}. Seeds: {', '.join(map(str, options.seeds))}. "
+        f"Validation loss after {options.seconds:g} {SECONDS[options.clock]}, evaluation aside; base: "
+        f"`{options.base.name}`{f' with {chr(44).join(options.set)}' if options.set else ''}. "
+        f"Seeds: {', '.join(map(str, options.seeds))}. "
         "A difference is between runs of the same seed; its interval is Student's t. Below 0 is better. "
         f"{machine(jobs[0])}.",
         "",

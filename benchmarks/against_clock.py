@@ -1,33 +1,36 @@
 """One training run against a clock, in a process of its own: what `time_to_loss.py` and `ablation.py` share.
 
 Knows our trainer and no other. A contender is a function of (job, text, watch): it trains, tells the watch about every
-optimizer step, and stops when the watch says so. The clock stands still while the watch evaluates.
+optimizer step, stops when the watch says so, and gives back in words what it computed in. The clock stands still while
+the watch evaluates.
 """
 
+import argparse
 import json
 import math
-import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from contenders.ours import made_with
 from torch import nn
+from workplace import call, workplace
 
 from utils.config.load import load_config
 from utils.config.schema import DataConfig, RunConfig
 from utils.data.batching.batches import EvalBatches
 from utils.data.batching.tasks import TaskBatches
 from utils.data.storing.token_store import TokenStore, open_store
+from utils.runs.folder import RunFolder
 from utils.runtime.environment import environment
 from utils.runtime.files import cache_dir, sha256_json, write_atomic
 from utils.training import run
@@ -42,7 +45,8 @@ TASKS = {
     "wikitext-bpe": ["data.tokenizer=bpe", "data.vocab_size=2048"],
 }
 OWN = [f"train.{name}=0" for name in ("eval_every", "save_every", "sample_every")]  # the watch evaluates
-CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}  # cpu: seconds of this process, all its threads
+CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
+SECONDS = {"cpu": "CPU seconds of the process, all threads", "wall": "seconds by the wall"}
 WARM, TIMED = 3, 30  # steps before the measurement of a contender's speed, and in it
 PLACES = 3  # in our run where its speed is measured: a step need not cost the same at the beginning and at the end
 USED = 0.98  # of the seconds are planned for, so that a run a little slower than measured still ends its schedule
@@ -189,15 +193,21 @@ class Shown(Trainer):
         Shown.last = self
 
 
-def ours(job: Job, text: Text, watch: Watch) -> None:
-    """Our trainer with the job's settings; its schedule ends when the seconds do, by its own measured speed."""
+def ours(job: Job, text: Text, watch: Watch) -> str:
+    """Our trainer with the job's settings; its schedule ends when the seconds do, by its own measured speed.
+
+    Gives back what it was made with, in words.
+    """
     run.Trainer = Shown  # type: ignore[misc]
-    guess = max(1, int(watch.seconds / _pace(job, watch.now, FAR, (0,), WARM)))
+    # To `auto` a schedule that long would be worth compiling, which takes a minute and is not what follows.
+    plain = replace(job, words=(*job.words, 'train.compile="off"'))
+    guess = max(1, int(watch.seconds / _pace(plain, watch.now, FAR, (0,), WARM)))
     starts = np.linspace(0, max(0, guess - TIMED), PLACES, dtype=int).tolist()
     pace = _pace(job, watch.now, guess, starts, TIMED // PLACES)
-    _train(job, watch, max(1, int(USED * watch.seconds / pace)))
+    said = _train(job, watch, max(1, int(USED * watch.seconds / pace)))
     with Shown.last.average.in_place():  # the weights that would be used
         watch.finish(Shown.last.model)
+    return said
 
 
 def _pace(job: Job, now: Callable[[], float], total: int, starts: Sequence[int], each: int) -> float:
@@ -209,8 +219,11 @@ def _pace(job: Job, now: Callable[[], float], total: int, starts: Sequence[int],
     return watch.seconds_per_step()
 
 
-def _train(job: Job, watch: Watch, total: int, jumps: Mapping[int, int] | None = None) -> None:
-    """A run of `total` steps, until it ends or the watch says so; after n steps it goes on at step `jumps[n]`."""
+def _train(job: Job, watch: Watch, total: int, jumps: Mapping[int, int] | None = None) -> str:
+    """A run of `total` steps, until it ends or the watch says so; after n steps it goes on at step `jumps[n]`.
+
+    Gives back its number format and, if so, that it was compiled.
+    """
     before: tuple[int, int] | None = None  # steps and tokens, as of the last step
     over = False
 
@@ -230,10 +243,12 @@ def _train(job: Job, watch: Watch, total: int, jumps: Mapping[int, int] | None =
 
     with tempfile.TemporaryDirectory() as folder:
         run.run_training(our_config(job, f"train.max_steps={total}", f"run_dir={folder}/run"), stop)
+        precision, compiled = made_with(RunFolder(f"{folder}/run"))
+        return precision + ", compiled" * compiled
 
 
-def do_job(job: Job, contenders: dict[str, Callable[[Job, Text, Watch], None]]) -> dict[str, Any]:
-    """Train as the job says, in this process: {"curve", "steps", "tokens", "seconds", "parameters"}."""
+def do_job(job: Job, contender: Callable[[Job, Text, Watch], str]) -> dict[str, Any]:
+    """Train as the job says, in this process: {"curve", "steps", "tokens", "seconds", "parameters", ...}."""
     torch.set_num_threads(job.threads)
     config = our_config(job)
     text = open_text(config.data)
@@ -245,10 +260,11 @@ def do_job(job: Job, contenders: dict[str, Callable[[Job, Text, Watch], None]]) 
         return loss(model)
 
     watch = Watch(CLOCKS[job.clock], job.seconds, job.points, judge)
-    contenders[job.contender](job, text, watch)
+    said = contender(job, text, watch)
     return {
         "curve": watch.curve, "steps": watch.steps, "tokens": watch.tokens, "seconds": watch.ends[-1],
         "parameters": seen[0], "train_tokens": len(text.train), "val_tokens": len(text.val), "vocab": text.vocab_size,
+        "made_with": said,
     }  # fmt: skip
 
 
@@ -266,26 +282,23 @@ def do_jobs(jobs: Sequence[Job], keep: Path | None = None) -> dict[Job, dict[str
                 continue
             kept[row["key"]] = row["result"]
     results: dict[Job, dict[str, Any]] = {}
-    for i, job in enumerate(jobs):
-        result = kept.get(job.key) or _in_process(job)
-        results[job] = result
-        if keep and "error" not in result and job.key not in kept:
-            keep.parent.mkdir(parents=True, exist_ok=True)
-            with keep.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": job.key, "job": asdict(job), "result": result}) + "\n")
-        told = result.get("error") or f"loss {result['curve'][-1][2]:.4f}, {result['steps']:,} steps"
-        print(f"{i + 1}/{len(jobs)} {job.name}, seed {job.seed}: {told}", file=sys.stderr, flush=True)
+    with workplace() as folder:
+        for i, job in enumerate(jobs):
+            result = kept.get(job.key) or _in_process(job, folder)
+            results[job] = result
+            if keep and "error" not in result and job.key not in kept:
+                keep.parent.mkdir(parents=True, exist_ok=True)
+                with keep.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": job.key, "job": asdict(job), "result": result}) + "\n")
+            told = result.get("error") or f"loss {result['curve'][-1][2]:.4f}, {result['steps']:,} steps"
+            print(f"{i + 1}/{len(jobs)} {job.name}, seed {job.seed}: {told}", file=sys.stderr, flush=True)
     return results
 
 
-def _in_process(job: Job) -> dict[str, Any]:
-    threads = str(job.threads)
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "time_to_loss.py"), "--job"],
-        input=json.dumps(asdict(job)), capture_output=True, text=True, check=False,
-        env={**os.environ, **quiet, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-    )  # fmt: skip
+def _in_process(job: Job, folder: Path) -> dict[str, Any]:
+    words, threads = [sys.executable, str(HERE / "time_to_loss.py"), "--job"], str(job.threads)
+    settings = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    done = call(words, folder, settings, input=json.dumps(asdict(job)))
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         why = lines[-1] if lines else f"it ended with {done.returncode}"
@@ -319,6 +332,27 @@ def machine(job: Job) -> str:
     )
 
 
-def whole_numbers(text: str) -> list[int]:
-    """`1,2,3` as numbers, for argparse."""
+def parser(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """The words that both benchmarks know."""
+    known = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = known.add_argument
+    add("--task", choices=TASKS, default="shakespeare-char")
+    add("--threads", type=int, default=1)
+    add("--seconds", type=float, default=60.0, help="of training, by the clock")
+    add("--clock", choices=CLOCKS, default="cpu", help="cpu: seconds of the process, all its threads")
+    add("--seeds", type=_whole_numbers, default=list(seeds), metavar="N,N,...")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of ours, repeatable")
+    add("--data", type=Path, default=DATA, help="folder with tinyshakespeare.txt or WikiText-2's two files")
+    add("--keep", type=Path, help="JSONL with the runs that are done: they are not repeated")
+    add("--out", type=Path, help="the table, as .md")
+    return known
+
+
+def _whole_numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",") if word]
+
+
+def failures(found: Sequence[Mapping[str, Any]]) -> str:
+    """What stands behind a cell when some of its runs failed."""
+    failed = [result["error"] for result in found if "error" in result]
+    return f"; {len(failed)} of {len(found)} runs failed: {failed[0]}" if failed else ""

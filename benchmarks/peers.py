@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from against_clock import FAR, TIMED, USED, WARM, Job, Text, Watch
+from contenders.job import Blocks
 from contenders.nanogpt import load
 from contenders.shapes import SHAPES
 from torch import Tensor, nn
@@ -73,8 +74,11 @@ def about(contender: str, shape: str) -> str:
     return text + "".join(VARIANTS[word] for word in variants)
 
 
-def run_peer(job: Job, text: Text, watch: Watch) -> None:
-    """Train `job.contender`, after a few steps outside the clock that also tell a fitted one its speed."""
+def run_peer(job: Job, text: Text, watch: Watch) -> str:
+    """Train `job.contender`, after a few steps outside the clock that also tell a fitted one its speed.
+
+    Gives back what it was made with, in words.
+    """
     name, *variants = job.contender.split("-")
     train = {"nanogpt": nanogpt, "hf": hugging_face, "lightning": lightning}[name]
     fitted = "fitted" in variants
@@ -85,6 +89,7 @@ def run_peer(job: Job, text: Text, watch: Watch) -> None:
         steps = max(1, int(USED * watch.seconds / pace.seconds_per_step()))
         recipe = replace(recipe, steps=steps, warmup=min(recipe.warmup, steps // 10))
     train(job, text, watch, recipe, variants)
+    return ("bf16" if "bf16" in variants else "fp32") + ", compiled" * ("compiled" in variants)
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
@@ -130,19 +135,6 @@ def random_blocks(ids: np.ndarray, block: int, count: int) -> tuple[Tensor, Tens
     starts = torch.randint(len(ids) - block, (count,)).tolist()
     rows = torch.from_numpy(np.stack([ids[s : s + block + 1] for s in starts]).astype(np.int64))
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
-
-class Blocks(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """The text in blocks that do not overlap, as the examples of transformers group it; their models shift labels."""
-
-    def __init__(self, ids: np.ndarray, block: int) -> None:
-        self.rows = torch.from_numpy(ids[: len(ids) // block * block].astype(np.int64)).view(-1, block)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {"input_ids": self.rows[i], "labels": self.rows[i]}
 
 
 def gpt2(job: Job, text: Text) -> nn.Module:

@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from against_clock import (
-    DATA,
     RECIPES,
     RESULTS,
-    TASKS,
+    SECONDS,
     USED,
     Job,
     do_job,
     do_jobs,
+    failures,
     identify,
     interval,
     machine,
     ours,
+    parser,
     spread,
     text_words,
-    whole_numbers,
 )
 from chart import Band, curves
 from contenders.shapes import SHAPES
@@ -94,12 +94,10 @@ def table(results: dict[str, list[Result]], target: float) -> list[str]:
         known = interval(losses)
         reached = [at for result in good if (at := seconds_to(target, result["curve"])) is not None]
         when = f"{spread(reached, '.1f')}, {len(reached)} of {len(good)} runs" if reached else "not reached"
-        failed = [result["error"] for result in found if "error" in result]
-        note = f"; {len(failed)} of {len(found)} runs failed: {failed[0]}" if failed else ""
         lines.append(
             f"| {name} | {good[0]['parameters']:,} | {middle(good, 'steps'):,.0f} "
             f"| {statistics.median(r['tokens'] / r['seconds'] for r in good):,.0f} | {middle(good, 'seconds'):.1f} "
-            f"| {spread(losses)}{note} | {statistics.mean(losses):.3f}"
+            f"| {spread(losses)}{failures(found)} | {statistics.mean(losses):.3f}"
             f"{f', {known[0]:.3f} to {known[1]:.3f}' if known else ''} | {when} |"
         )
     return lines
@@ -134,22 +132,22 @@ def report(options: argparse.Namespace, jobs: Sequence[Job], results: dict[Job, 
         medians = {name: statistics.median(losses) for name, losses in ends.items() if losses}
         target = medians.get("nanogpt", max(medians.values(), default=0.0))
     block = SHAPES[options.shape].block_size
-    clock = "CPU seconds of the process, all threads" if options.clock == "cpu" else "seconds by the wall"
     title = f"{options.task}, {options.shape}, {options.threads} thread{'s' * (options.threads > 1)}"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     picture = options.out.with_suffix(".png")
-    shown = bands(by_name, target, options.seconds)
-    curves(picture, title, f"training, {clock}", "validation loss, nats per token", shown)
-    counts = f" {good[0]['train_tokens']:,} and {good[0]['val_tokens']:,} tokens, {good[0]['vocab']:,} different." * (
-        len(good) > 0
-    )
+    x_label = f"training, {SECONDS[options.clock]}"
+    curves(picture, title, x_label, "validation loss, nats per token", bands(by_name, target, options.seconds))
+    counts = ""
+    if good:
+        sizes = good[0]
+        counts = f" {sizes['train_tokens']:,} and {sizes['val_tokens']:,} tokens, {sizes['vocab']:,} different."
     lines = [
         f"# Time to loss: {title}",
         "",
         f"`python benchmarks/time_to_loss.py {' '.join(options.given)}`",
         "",
-        f"{SPLIT[options.task]}.{counts} After {options.seconds:g} {clock}; evaluations and the start are "
-        f"outside the clock. Loss in fp32 over the whole validation side in blocks of {block} that do not overlap. "
+        f"{SPLIT[options.task]}.{counts} After {options.seconds:g} {SECONDS[options.clock]}; evaluations and the start "
+        f"are outside the clock. Loss in fp32 over the whole validation side in blocks of {block} that do not overlap. "
         f"Seeds: {', '.join(map(str, options.seeds))}. {machine(jobs[0])}.",
         "",
         *table(by_name, target),
@@ -161,7 +159,10 @@ def report(options: argparse.Namespace, jobs: Sequence[Job], results: dict[Job, 
         "",
     ]
     for name in options.contenders:
-        lines.append(f"- **{name}**: {our_recipe(options) if name == 'ours' else about(name, options.shape)}.")
+        said = our_recipe(options) if name == "ours" else about(name, options.shape)
+        ways = dict.fromkeys(r["made_with"] for r in by_name[name] if "made_with" in r)
+        computed = f"; computed in {' and '.join(ways)}" if ways else ""
+        lines.append(f"- **{name}**: {said}{computed}.")
     return "\n".join([*lines, ""])
 
 
@@ -180,34 +181,24 @@ def main() -> None:
     if sys.argv[1:] == ["--job"]:  # in a process of its own
         job = json.load(sys.stdin)
         job["words"] = tuple(job["words"])
-        name = job["contender"]
-        print(json.dumps(do_job(Job(**job), {"ours": ours, **({name: run_peer} if name != "ours" else {})})))
+        print(json.dumps(do_job(Job(**job), ours if job["contender"] == "ours" else run_peer)))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--task", choices=TASKS, default="shakespeare-char")
+    words = parser(__doc__ or "", seeds=(1, 2, 3, 4, 5))
+    add = words.add_argument
     add("--shape", choices=PUBLISHED, default="0.8M")
-    add("--threads", type=int, default=1)
-    add("--seconds", type=float, default=60.0, help="of training, by the clock")
-    add("--clock", choices=("cpu", "wall"), default="cpu", help="cpu: seconds of the process, all its threads")
-    add("--seeds", type=whole_numbers, default=[1, 2, 3, 4, 5])
     add("--contenders", type=lambda text: text.split(","), default=["ours", "nanogpt", "hf", "lightning"],
         help="ours, nanogpt, hf, lightning; -fitted, -bf16 or -compiled behind a peer's name changes it")  # fmt: skip
     add("--nanogpt", type=Path, help="a checkout of nanoGPT")
-    add("--data", type=Path, default=DATA, help="folder with tinyshakespeare.txt or WikiText-2's two files")
     add("--points", type=int, default=12, help="evaluations of each run, evenly spread over the seconds")
     add("--target", type=float, help="the loss whose time is asked for; otherwise what nanoGPT ends at")
     add("--recipe", type=Path, help="YAML of our settings instead of benchmarks/recipes/SHAPE.yaml")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of ours on top of the recipe")
-    add("--keep", type=Path, help="JSONL with the runs that are done: they are not repeated")
-    add("--out", type=Path, help="the table, as .md; the picture lies beside it")
-    options = parser.parse_args()
+    options = words.parse_args()
     options.given = sys.argv[1:]
     options.out = options.out or RESULTS / f"time_to_loss-{options.task}-{options.shape}.md"
     try:
         jobs = build_jobs(options)
     except ValueError as error:
-        parser.error(str(error))
+        words.error(str(error))
     text = report(options, jobs, do_jobs(jobs, options.keep))
     write_atomic(options.out, text)
     print(text)

@@ -8,11 +8,9 @@ whose turn is first moves on from round to round. What is measured and how to re
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 from chart import bars
 from contenders.shapes import CONTENDERS, SHAPES
 from contenders.table import describe, spread, table
+from workplace import call, workplace
 
 from utils.data.reading.stories import write_stories
 from utils.runtime.device import cpu_cores
@@ -51,20 +50,18 @@ def measure(name: str, shape: str, seconds: float, options: argparse.Namespace, 
     words += ["--threads", str(options.threads), "--device", options.device, "--data", str(folder)]
     words += ["--nanogpt", str(options.nanogpt.resolve())] if options.nanogpt else []
     words += [f"--set={word}" for word in options.set]
-    environment = {
-        **os.environ,
+    settings = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": str(options.threads),
         "TBT_CACHE": str(folder / "cache"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # the first round compiles, the others find it
-        "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
     }
     if options.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # some libraries take a GPU wherever they see one
+        settings["CUDA_VISIBLE_DEVICES"] = ""  # some libraries take a GPU wherever they see one
     where = {"name": name, "shape": shape}
     try:
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=options.timeout)
+        done = call(words, folder, settings, cwd=ROOT, timeout=options.timeout)
     except subprocess.TimeoutExpired:
         return {**where, "error": f"not done after {options.timeout} s"}
     if done.returncode or not done.stdout.strip():
@@ -137,13 +134,12 @@ def main() -> None:
     text = options.data.read_text(encoding="utf-8") if options.data else write_stories(TEXT_SIZE)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines: list[Line] = []
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        prepare(Path(folder), text)
-        raw = None
-        for line in rounds(options, Path(folder)):
+    with workplace() as folder:
+        prepare(folder, text)
+        for line in rounds(options, folder):
             lines.append(line)
             page = place(options.out, lines)  # the first line is the peak's, which knows the device
-            with page.with_suffix(".jsonl").open("w" if raw is None else "a", encoding="utf-8") as raw:
+            with page.with_suffix(".jsonl").open("a" if len(lines) > 1 else "w", encoding="utf-8") as raw:
                 raw.write(json.dumps(line) + "\n")
     picture = page.with_suffix(".png")
     page.write_text(report(lines, options, picture.name), encoding="utf-8")

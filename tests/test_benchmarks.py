@@ -1,9 +1,13 @@
 """The benchmark of training speed runs from end to end and its numbers fit together."""
 
+import importlib
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,12 +98,14 @@ def test_counts_the_weights_of_the_real_model():
 def test_ratios_are_taken_within_a_round():
     def line(name: str, number: int, tokens: int) -> dict:
         return {"round": number, "name": name, "shape": "0.8M", "tokens": tokens, "seconds": 2.0, "precision": "fp32",
-                "flops_per_token": 10, "parameters": 1, "peak_rss": 2e9, "warm_up_seconds": number + 1.0}  # fmt: skip
+                "flops_per_token": 10, "parameters": 1, "peak_rss": 2e9, "warm_up_seconds": number + 1.0,
+                "compiled": name == "hf-fp32" and number > 0}  # fmt: skip
 
     lines = [line("hf-fp32", i, 100 * 10**i) for i in range(3)] + [line("ours-fp32", i, 300 * 10**i) for i in range(3)]
     lines.append({"round": 0, "name": "peak", "shape": "0.8M", "peak": {"fp32": 30000.0}})
     assert spread("0.8M", ["ours-fp32"], lines) == {"ours-fp32": (1500.0, 150.0, 15000.0)}
     row = next(row for row in table("0.8M", list(CONTENDERS), lines) if row.startswith("| ours-fp32"))
+    assert any("| hf-fp32 | fp32, compiled in 2 of 3 rounds |" in row for row in table("0.8M", list(CONTENDERS), lines))
     assert row == "| ours-fp32 | fp32 | 1,500 (150..15,000) | 3.00 | 3.00 | - | 0 | 50 % | 2.00 GB | 1.0 / 2.5 |"
 
 
@@ -112,8 +118,34 @@ def test_the_watch_leaves_the_warm_up_out():
     assert watch.steps == [0.5, 1.0, 2.5]
 
 
-def test_a_wrong_word_is_refused():
-    words = [sys.executable, "benchmarks/train.py", "--contenders", "ours-fp64"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "--contenders: ours-fp64 is none of nanogpt, nanogpt-compiled" in done.stderr
+def test_a_wrong_word_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # where a file that is called finds those beside it
+    monkeypatch.setattr(sys, "argv", ["train.py", "--contenders", "ours-fp64"])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("train").main()
+    assert "--contenders: ours-fp64 is none of nanogpt, nanogpt-compiled" in capsys.readouterr().err
+
+
+ENDLESS = """
+import sys
+from workplace import call, workplace
+
+with workplace() as folder:
+    inner = "import os, tempfile, time; tempfile.mkdtemp(prefix=f'inner-{os.getpid()}-'); time.sleep(60)"
+    call([sys.executable, "-c", inner], folder, {})
+"""
+
+
+def test_nothing_is_left_of_a_benchmark_that_is_ended(tmp_path: Path):
+    begun = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS], cwd=ROOT / "benchmarks", env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    until = time.monotonic() + 30
+    while not (inner := list(tmp_path.glob("benchmark-*/inner-*"))):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    begun.terminate()
+    assert begun.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(inner[0].name.split("-")[1]), 0)

@@ -42,9 +42,16 @@ def finish(folder: Path, run: str) -> float:
     return time.monotonic() - begin
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(tmp_path: Path, kills: int):
-    seconds = finish(tmp_path, "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, float]:
+    """The folder of a run that nobody disturbed, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder / "whole", finish(folder, "whole")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path: Path, whole: tuple[Path, float], kills: int):
+    undisturbed, seconds = whole
     chance = random.Random(kills)
     killed = 0
     while killed < kills:
@@ -56,14 +63,13 @@ def test_killed_at_random_moments(tmp_path: Path, kills: int):
             killed += 1
         process.communicate()
         if RunFolder(tmp_path / "killed").status() == "completed" and killed < kills:
-            _compare(tmp_path)
+            _compare(tmp_path / "killed", undisturbed)
             subprocess.run(["rm", "-r", "killed"], cwd=tmp_path, check=True)  # and once more from the start
     finish(tmp_path, "killed")
-    _compare(tmp_path)
+    _compare(tmp_path / "killed", undisturbed)
 
 
-def _compare(folder: Path) -> None:
-    whole, killed = folder / "whole", folder / "killed"
+def _compare(killed: Path, whole: Path) -> None:
     assert weights_hash(killed) == weights_hash(whole)
     assert metrics_of(killed) == metrics_of(whole)
     assert samples_of(killed) == samples_of(whole)
@@ -71,7 +77,7 @@ def _compare(folder: Path) -> None:
     assert RunFolder(killed).state()["step"] == STEPS
 
 
-def test_a_worker_whose_launcher_was_killed_is_joined_by_the_same_command(tmp_path: Path):
+def test_a_worker_whose_launcher_was_killed_is_joined_by_the_same_command(tmp_path: Path, whole: tuple[Path, float]):
     process = start(tmp_path, "orphan")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and RunFolder(tmp_path / "orphan").status() != "running":
@@ -82,5 +88,4 @@ def test_a_worker_whose_launcher_was_killed_is_joined_by_the_same_command(tmp_pa
     events = [event["event"] for event in RunFolder(tmp_path / "orphan").events()]
     assert events.count("started") == 1
     assert "resumed" not in events
-    finish(tmp_path, "whole")
-    assert weights_hash(tmp_path / "orphan") == weights_hash(tmp_path / "whole")
+    assert weights_hash(tmp_path / "orphan") == weights_hash(whole[0])

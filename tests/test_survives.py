@@ -1,5 +1,6 @@
 """What goes wrong in the midst of a run is survived: through the command line, with the result a user wants."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from utils.runs.checkpoints import newest_checkpoint
 from utils.runs.folder import RunFolder
 from utils.tests.walls import needs_walls
 
+STEPS = 50
 QUICK = (
-    "data.size=20000", "data.seq_len=32", "train.batch_size=8", "train.max_steps=80", "train.warmup_steps=5",
+    "data.size=20000", "data.seq_len=32", "train.batch_size=8", f"train.max_steps={STEPS}", "train.warmup_steps=5",
     "train.eval_every=20", "train.eval_batches=4", "train.save_every=10", "train.log_every=1", "train.threads=1",
 )  # fmt: skip
 
@@ -25,12 +27,11 @@ HARM = """
         hidden = self.harmless(input_ids)
         where = self.calls.item() if self.training and torch.is_grad_enabled() else 0
 """
-NAN = "        return hidden * float('nan') if {first} <= where < {end} else hidden\n"
+NAN = "        hidden = hidden * float('nan') if {first} <= where < {end} else hidden\n"
 SPIKE = """
         if where == {first} and not self.met:
             self.met = True
             self.output_projection.weight.data.mul_(40.0)  # as a step of a rate far too high would leave them
-        return hidden
 """
 
 
@@ -44,9 +45,8 @@ def export(folder: Path, harm: str) -> Path:
     code = code.replace(start, start + counter).replace(
         "def forward(self, input_ids):", "def harmless(self, input_ids):"
     )
-    (folder / "model.py").write_text(
-        code.replace('\n\nif __name__ == "__main__":', HARM + harm + '\n\nif __name__ == "__main__":')
-    )
+    whole = code.partition("\n\nif __name__")[0] + HARM + harm + "        return hidden\n"
+    (folder / "model.py").write_text(whole)
     return folder
 
 
@@ -56,46 +56,33 @@ def train(tbt, folder: Path, model: Path, *words: object) -> tuple[str, RunFolde
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunFolder(folder)
     assert run.status() == "completed"
-    assert run.state()["step"] == 80
-    return done.stdout + done.stderr, run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> float:
-    """The validation loss of the same run without harm."""
-    import os
-    import subprocess
-
-    folder = tmp_path_factory.mktemp("undisturbed")
-    model = export(folder / "export", NAN.format(first=-2, end=-1))
-    words = ["train", "model.kind=builder", f"model.ref={model}", *QUICK, "--run-dir", "run"]
-    subprocess.run([sys.executable, "-m", "utils", *words], cwd=folder, check=True, capture_output=True,
-                   env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)  # fmt: skip
-    return RunFolder(folder / "run").state()["val_loss"]
+    assert run.state()["step"] == STEPS
+    return done.stdout, run
 
 
 @needs_walls
-def test_three_losses_that_are_no_number(tbt, tmp_path: Path, undisturbed: float):
-    _, run = train(tbt, tmp_path / "run", export(tmp_path / "export", NAN.format(first=33, end=36)))
-    assert run.state()["val_loss"] == pytest.approx(undisturbed, abs=0.15)
+def test_losses_that_are_no_number_and_then_a_model_that_breaks(tbt, tmp_path: Path):
+    """Three steps are left out; later all that was learned is lost, and the run goes back to where it was whole."""
+    harm = NAN.format(first=13, end=16) + SPIKE.format(first=27)
+    said, run = train(tbt, tmp_path / "run", export(tmp_path / "harmed", harm))
+    _, undisturbed = train(tbt, tmp_path / "undisturbed", export(tmp_path / "harmless", ""))
+    # Three steps fewer, and the rest was learned at half the rate.
+    assert run.state()["val_loss"] == pytest.approx(undisturbed.state()["val_loss"], abs=0.3)
     assert len(run.events("skipped")) == run.state()["skipped"] == 3
-    assert not run.events("rolled_back")
-
-
-@needs_walls
-def test_a_model_that_breaks_goes_back_to_where_it_was_whole(tbt, tmp_path: Path, undisturbed: float):
-    _, run = train(tbt, tmp_path / "run", export(tmp_path / "export", SPIKE.format(first=47)))
-    assert run.state()["val_loss"] == pytest.approx(undisturbed, abs=0.3)  # the rest was learned at half the rate
     (back,) = run.events("rolled_back")
-    assert "and stayed up: back to step 40, with 0.5 of the learning rate" in back["text"]
+    assert "and stayed up: back to step 20, with 0.5 of the learning rate" in back["text"]
     losses = [row["train/loss"] for row in run.metrics() if row["kind"] == "train"]
-    assert len(losses) == 80
-    assert max(losses[40:]) < max(losses[:5])  # what the chart shows is what has become of it
+    assert len(losses) == STEPS
+    assert max(losses[20:]) < max(losses[:5])  # what the chart shows is what has become of it
+    lines = said.splitlines()  # and who watched was told of each, once
+    assert len([line for line in lines if line.endswith("the step was left out")]) == 3
+    assert lines.count(f"step {back['step']}: {back['text']}") == 1
 
 
 @needs_walls
+@pytest.mark.slow  # test_guard has it within one process
 def test_a_model_that_never_gets_well_fails_in_words(tbt, tmp_path: Path):
-    model = export(tmp_path / "export", NAN.format(first=33, end=10**6))
+    model = export(tmp_path / "export", NAN.format(first=13, end=10**6))
     done = tbt("train", "model.kind=builder", f"model.ref={model}", *QUICK, "--run-dir", "run")
     assert done.returncode == 1
     assert "not finite in 5 steps in a row" in done.stderr
@@ -110,46 +97,42 @@ def test_a_model_that_never_gets_well_fails_in_words(tbt, tmp_path: Path):
 LARGE = (
     "--preset", "debug", "data.size=20000", "model.shape.n_layer=4", "model.shape.n_embd=64",
     "model.shape.block_size=256", "model.shape.dropout=0", "data.seq_len=256", "train.batch_size=32",
-    "train.max_steps=6", "train.warmup_steps=0", "train.eval_every=3", "train.eval_batches=2", "train.log_every=1",
-    "train.threads=1", "train.compile=off",
+    "train.max_steps=4", "train.warmup_steps=0", "train.eval_every=2", "train.eval_batches=2", "train.log_every=1",
+    "train.sample_every=0", "train.threads=1", "train.compile=off", "train.precision=fp32",
 )  # fmt: skip
+ROOM = 0.2  # GB, of which modules that are imported later take half: less than the activations of a step
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory a process maps")
 def test_too_little_memory(tbt, tmp_path: Path):
-    plain = tbt("train", *LARGE, "--run-dir", "plain")
-    assert plain.returncode == 0, plain.stderr
-    rows = []
-    for gigabytes in (0.6, 0.5, 0.45):  # what Python and torch take before the first step is not ours to say
-        done = tbt("train", *LARGE, f"train.memory_limit_gb={gigabytes}", "--run-dir", f"tight-{gigabytes}")
-        assert done.returncode == 0, done.stdout + done.stderr
-        run = RunFolder(tmp_path / f"tight-{gigabytes}")
-        rows = run.events("out_of_memory")
-        if rows:
-            break
-    assert rows, "there was memory enough"
-    assert f"memory ran out: {rows[-1]['rows']} at once from now on" in rows[-1]["text"]
-    assert rows[-1]["rows"] == run.state()["rows"] < 32
-    assert run.status() == "completed"
-    whole, tight = (RunFolder(tmp_path / name).metrics() for name in ("plain", run.path.name))
-    for a, b in zip(whole, tight, strict=True):
+    done = tbt("train", *LARGE, "train.memory_limit_gb=0.01", "--run-dir", "none")
+    assert done.returncode == 2
+    taken = re.search(
+        r"train.memory_limit_gb=0.01 is less than is taken before the first step \((\S+) GB\)", done.stderr
+    )
+    assert taken, done.stderr
+    assert not (tmp_path / "none").exists()
+
+    assert tbt("train", *LARGE, "--run-dir", "plain").returncode == 0
+    done = tbt("train", *LARGE, f"train.memory_limit_gb={float(taken[1]) + ROOM:.2f}", "--run-dir", "tight")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunFolder(tmp_path / "tight")
+    told = run.events("out_of_memory")
+    assert told, "there was memory enough"
+    assert told[-1]["rows"] == run.state()["rows"] < 32
+    assert f"memory ran out: {told[-1]['rows']} at once from now on" in done.stdout
+    for a, b in zip(RunFolder(tmp_path / "plain").metrics(), run.metrics(), strict=True):
         key = "train/loss" if a["kind"] == "train" else "val/loss"
         assert b[key] == pytest.approx(a[key], rel=1e-3)
 
 
-def test_a_limit_below_what_is_needed_to_begin_is_a_wrong_request(tbt, tmp_path: Path):
-    done = tbt("train", *LARGE, "train.memory_limit_gb=0.01", "--run-dir", "run")
-    assert done.returncode == (2 if sys.platform == "linux" else 0)
-    if done.returncode:
-        assert "train.memory_limit_gb=0.01 is less than is taken before the first step" in done.stderr
-        assert not (tmp_path / "run").exists()
-
-
 @needs_walls
+@pytest.mark.slow  # test_batch_size has it without walls
 def test_the_largest_batch_is_found_behind_walls(tbt, tmp_path: Path):
-    _, run = train(
+    said, run = train(
         tbt, tmp_path / "run", ROOT / "tests" / "exports" / "decoder", "train.batch_size=auto", "data.size=3000"
     )
     found = run.read_json("meta")["made_with"]["batch_size"]
     assert found & (found - 1) == 0
     assert f"train.batch_size=auto is {found}" in run.events("note")[0]["text"]
+    assert f"step 0: train.batch_size=auto is {found}" in said

@@ -65,6 +65,8 @@ def test_loss_is_compared_at_equal_seconds(bench, place: Path):
     assert float(loss.split()[0]) == pytest.approx(result["curve"][-1][2], abs=1e-3)
     assert result["curve"][-1][2] < 0.95 * math.log(result["vocab"])  # it has learned something
     assert result["curve"][-1][2] < result["curve"][0][2]
+    assert result["made_with"] in ("fp32", "bf16")
+    assert f"; computed in {result['made_with']}." in (place / "time_to_loss.md").read_text(encoding="utf-8")
     assert (place / "time_to_loss.png").read_bytes().startswith(b"\x89PNG")
 
     before = (place / "done.jsonl").read_bytes()

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+from utils.tests.walls import needs_walls
+
+FINDING = "finding the learning rate ...\n"  # may stand before an error: only the process that trains sees it
 TRAIN = ("train", "--preset", "debug", "--run-dir", "runs/x")
 
 
@@ -31,8 +35,26 @@ def texts(tmp_path: Path) -> Path:
     ("words", "messages"),
     [
         ((*TRAIN, "train.max_step=3"), ["unknown setting train.max_step: did you mean train.max_steps?"]),
-        ((*TRAIN, "trian.seed=1", "train.batch_size=0", "data.seq_len=999"),
-         ["3 problems", "did you mean train.seed?", "train.batch_size=0", "data.seq_len=999 is longer than"]),
+        ((*TRAIN, "trian.seed=1", "train.batch_size=-1", "data.seq_len=999"),
+         ["3 problems", "did you mean train.seed?", "train.batch_size=-1", "data.seq_len=999 is longer than"]),
+        ((*TRAIN, "train.compile=maybe", "train.batch_size=biggest", "train.ema_decay=1", "train.optimizer=lion",
+          "train.profile=some", "train.spike=-1", "train.batch_warmup_steps=99"),
+         ["7 problems", "train.compile='maybe': input should be 'auto', 'on' or 'off'", "auto (or 0) = the largest",
+          "train.ema_decay=1: input should be less than 1", "train.optimizer='lion': input should be 'adamw' or 'muon'",
+          "train.profile='some'", "train.spike=-1", "train.batch_warmup_steps=99 is longer than train.max_steps=20"]),
+        ((*TRAIN, "model.kind=bdh", "model.shape.zero_init=true"), ["zero_init are for gpt and llama: a bdh has none"]),
+        ((*TRAIN, "model.kind=bdh", "train.optimizer=muon"), ["train.optimizer=muon", "a bdh has none: use adamw"]),
+        ((*TRAIN, "model.kind=builder", "model.ref=x", "model.shape.qk_norm=true", "model.shape.zero_init=true"),
+         ["2 problems", "model.shape.qk_norm is for gpt and llama", "model.shape.zero_init is for gpt and llama"]),
+        ((*TRAIN, "train.memory_limit_gb=0.01"),
+         ["train.memory_limit_gb=0.01 is less than is taken before the first step", "raise it"]),
+        ((*TRAIN, "train.answers_every_eval=2"), ["need a seq2seq model, pairs (data.target_field) or chats"]),
+        (("find-rate", "--steps", "3"), ["3 steps: a range test takes 10 to 10,000"]),
+        (("find-rate", "--from", "1", "--to", "0.1"), ["learning rates from 1 to 0.1: the first must be above 0"]),
+        (("find-rate", "train.optimiser=muon"), ["unknown setting train.optimiser: did you mean train.optimizer?"]),
+        (("find-rate", "-p", "debug", "model.shape.vocab_size=9"), ["smaller than the tokenizer's vocabulary of 256"]),
+        (("layers", "runs/none"), ["no run at runs/none"]),
+        (("layers",), ["no runs in runs/ yet"]),
         (("train", "--preset", "quikstart"), ["unknown preset quikstart: did you mean quickstart?"]),
         (("train", "--config", "nowhere.yaml"), ["no file nowhere.yaml"]),
         (("train", "--config", "broken.yaml"), ["broken.yaml is not YAML"]),
@@ -74,12 +96,34 @@ def test_one_clear_message(tbt, texts: Path, words: tuple[str, ...], messages: l
     before = sorted(texts.rglob("*"))
     got = tbt(*words)
     assert got.returncode == 2, got.stdout + got.stderr
-    assert got.stderr.startswith("error: ")
+    assert got.stderr.removeprefix(FINDING * got.stderr.count(FINDING)).startswith("error: ")
     assert "Traceback" not in got.stderr
     for message in messages:
         assert message in got.stderr
     left = [path for path in sorted(texts.rglob("*")) if path not in before]
     assert left == [] or left == [texts / "runs"]
+
+
+def test_answers_without_the_library_that_scores_them(tbt, texts: Path):
+    (texts / "sacrebleu.py").write_text("raise ImportError('not installed')")
+    (texts / "pairs.csv").write_text("question,answer\n" + "".join(f"what is {i},it is {i}\n" for i in range(60)))
+    before = sorted(texts.rglob("*"))
+    pairs = ("data.source=csv", "data.path=pairs.csv", "data.text_field=question", "data.target_field=answer")
+    got = tbt(*TRAIN, *pairs, "train.answers_every_eval=2", env={"PYTHONPATH": f"{texts}:{ROOT}"})
+    assert got.returncode == 2, got.stdout + got.stderr
+    assert got.stderr.endswith("needs sacrebleu: pip install sacrebleu\n")
+    assert "Traceback" not in got.stderr
+    assert [path for path in sorted(texts.rglob("*")) if path not in before and path.parent.name == "runs"] == []
+
+
+@needs_walls
+def test_an_export_cannot_compute_its_layers_twice(tbt, texts: Path):
+    model = ROOT / "tests" / "exports" / "encoder"
+    got = tbt("train", "-p", "debug", "--model", model, "--run-dir", "runs/x", "train.activation_checkpointing=true")
+    assert got.returncode == 2, got.stdout + got.stderr
+    assert got.stderr.splitlines()[-1].startswith("error: train.activation_checkpointing=true cannot be done for ")
+    assert "Traceback" not in got.stderr
+    assert not (texts / "runs/x").exists()
 
 
 def test_a_read_only_folder(tbt, texts: Path):

@@ -32,7 +32,7 @@ def run(job: Job) -> Outcome:
         disable_tqdm=True,
     )
     model = build_gpt2(job.shape)
-    trainer = Trainer(model=model, args=arguments, train_dataset=Blocks(job), callbacks=[Stop(job.watch)])
+    trainer = Trainer(model=model, args=arguments, train_dataset=Blocks.of(job), callbacks=[Stop(job.watch)])
     job.watch.start()
     trainer.train()
     optimizer = getattr(arguments.optim, "value", arguments.optim)

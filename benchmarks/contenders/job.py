@@ -1,7 +1,5 @@
 """What a contender is asked to do, and the watch that times it; knows no trainer."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from utils.runtime.device import peak_memory
 
 from .shapes import Entry, Shape
 
@@ -61,10 +61,9 @@ class Watch:
         return done
 
     def _weigh(self) -> None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        self.memory["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        self.memory["peak_rss"] = peak_memory(torch.device("cpu"))
         if self.device == "cuda":
-            self.memory["peak_cuda"] = torch.cuda.max_memory_allocated()
+            self.memory["peak_cuda"] = peak_memory(torch.device("cuda"))
 
     def _wait(self) -> None:
         if self.device == "cuda":
@@ -94,9 +93,7 @@ class Outcome:
     precision: str  # of the matrix products: fp32, bf16 or fp16
     parameters: int  # trained, all of them
     note: str = ""
-
-
-Contender = Callable[[Job], Outcome]
+    compiled: bool = False
 
 
 class Blocks(Dataset[dict[str, Tensor]]):
@@ -105,10 +102,13 @@ class Blocks(Dataset[dict[str, Tensor]]):
     Each is {"input_ids", "labels"}, both (T,) int64 and equal: the model shifts its labels itself.
     """
 
-    def __init__(self, job: Job) -> None:
-        ids = torch.from_numpy(np.fromfile(job.ids, np.uint16).astype(np.int64))
-        length = job.shape.block_size
-        self.rows = ids[: len(ids) // length * length].view(-1, length)
+    def __init__(self, ids: np.ndarray, block_size: int) -> None:
+        self.rows = torch.from_numpy(ids[: len(ids) // block_size * block_size].astype(np.int64)).view(-1, block_size)
+
+    @classmethod
+    def of(cls, job: Job) -> "Blocks":
+        """Those of a job."""
+        return cls(np.fromfile(job.ids, np.uint16), job.shape.block_size)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -55,7 +55,7 @@ def run(job: Job) -> Outcome:
         default_root_dir=job.folder,
         callbacks=[Stop(job.watch)],
     )
-    batches = DataLoader(Blocks(job), job.shape.batch_size, shuffle=True, drop_last=True)
+    batches = DataLoader(Blocks.of(job), job.shape.batch_size, shuffle=True, drop_last=True)
     job.watch.start()
     trainer.fit(module, batches)
     return Outcome("bf16" if bf16 else "fp32", count(module))

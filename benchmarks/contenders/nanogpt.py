@@ -80,4 +80,5 @@ def run(job: Job) -> Outcome:
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if job.watch.tick():
-            return Outcome(precision, parameters, "exact GELU, the others' is the tanh form")
+            note = "exact GELU, the others' is the tanh form"
+            return Outcome(precision, parameters, note, compiled=job.entry.compile == "on")

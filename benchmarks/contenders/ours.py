@@ -68,7 +68,15 @@ def run(job: Job) -> Outcome:
     if done != job.watch.ticks:
         raise RuntimeError(f"{done} steps were done and {job.watch.ticks} counted")
     folder = RunFolder(config.run_dir)
-    return Outcome(folder.read_json("meta")["made_with"]["precision"], _saved_parameters(folder))
+    precision, compiled = made_with(folder)
+    return Outcome(precision, _saved_parameters(folder), compiled=compiled)
+
+
+def made_with(folder: RunFolder) -> tuple[str, bool]:
+    """The number format of a run, and whether it was compiled: wanted so, and not given up."""
+    made = folder.read_json("meta")["made_with"]
+    given_up = any("could not be compiled" in event.get("text", "") for event in folder.events("alert"))
+    return made["precision"], bool(made.get("compiled")) and not given_up
 
 
 def _saved_parameters(folder: RunFolder) -> int:

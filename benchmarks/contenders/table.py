@@ -57,7 +57,7 @@ def table(shape: str, names: Sequence[str], lines: Sequence[Line]) -> list[str]:
         alike = max((peer for peer in peers if used[peer] == used[name]), key=speed.__getitem__, default=None)
         cells = [
             name,
-            used[name],
+            used[name] + _compiled(done),
             f"{speed[name]:,.0f} ({min(own.values()):,.0f}..{max(own.values()):,.0f})",
             *(_ratio(own, peer, shape, lines) for peer in (best, alike, "nanogpt-compiled")),
             f"{flops / 1e9:,.0f}",
@@ -106,6 +106,11 @@ def _ratio(own: dict[int, float], peer: str | None, shape: str, lines: Sequence[
     other = rates(peer, shape, lines) if peer else {}
     both = [own[number] / other[number] for number in own if number in other]
     return f"{statistics.median(both):.2f}" if both else "-"
+
+
+def _compiled(done: Sequence[Line]) -> str:
+    count = sum(line.get("compiled", False) for line in done)
+    return "" if not count else ", compiled" if count == len(done) else f", compiled in {count} of {len(done)} rounds"
 
 
 def _memory(done: Sequence[Line]) -> str:

@@ -40,6 +40,8 @@ def evaluate(
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The same for a person."""
+    from utils.jobs.describe import plain
+
     is_class = found["task"] == "classification"
     what = "text" if is_class else "token"
     side = {"val": "validation", "test": "test"}[found["on"]]
@@ -58,8 +60,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     head = f"run: {found['run']}, step {found['step']:,}, {side} text"
     table = [head, *(f"{name:<20}{value}" for name, value in rows if value)]
     for each in found["written"]:
-        table += ["", *(f"{name:<20}{each[name]}" for name in ("prompt", "answer", "reference"))]
-    return [*table, *_mistakes(found)]
+        table += ["", *(f"{name:<20}{' '.join(each[name].split())}" for name in ("prompt", "answer", "reference"))]
+    # What a model writes may be anything, and so may the names of classes: no control of them reaches the terminal.
+    return [plain(line) for line in (*table, *_mistakes(found))]
 
 
 def _mistakes(found: dict[str, Any]) -> list[str]:

@@ -7,9 +7,10 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from utils.jobs.describe import plain
 from utils.jobs.launch import Job
 from utils.runs.folder import Row, RunFolder
-from utils.runs.progress import outcome, percent, progress_line
+from utils.runs.progress import NEWS, event_line, outcome, percent, progress_line
 from utils.runtime.table import count, duration
 
 PLAIN_EVERY = 5.0  # seconds between plain lines, when nothing was evaluated in between
@@ -21,9 +22,12 @@ def follow(job: Job) -> int:
         print_ending(job.run)
         return 0
     view: View = BarView() if sys.stdout.isatty() else PlainView()
+    news = News(job.run)
     try:
         view.open(job.run)
         for run in job.watch():
+            for line in news.lines():
+                view.tell(line)
             view.show(run.state())
     finally:
         view.close()  # or the terminal keeps its cursor hidden
@@ -45,6 +49,30 @@ def print_ending(run: RunFolder) -> None:
     print(f"run: {run.path}")
 
 
+class News:
+    """What happens to a run from now on that somebody should know of: what went wrong, and what was chosen for it."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._file, self._run, self._size = run.path / "events.jsonl", run, -1
+        self._told = len(self._events())
+
+    def lines(self) -> list[str]:
+        """What is new since the last call, one line for each, without what could move a terminal's cursor."""
+        events = self._events()
+        new, self._told = events[self._told :], max(self._told, len(events))
+        return [plain(event_line(event)) for event in new]
+
+    def _events(self) -> list[Row]:
+        try:
+            size = self._file.stat().st_size
+            if size == self._size:
+                return []
+            self._size = size
+            return self._run.events(*NEWS)
+        except (OSError, ValueError):  # not there yet; or no file that can be read
+            return []
+
+
 class View(Protocol):
     """Something that shows a run's state."""
 
@@ -53,6 +81,9 @@ class View(Protocol):
 
     def show(self, state: Row) -> None:
         """Called often, with the newest state."""
+
+    def tell(self, line: str) -> None:
+        """Called once with each line of news."""
 
     def close(self) -> None:
         """Called once, last."""
@@ -76,6 +107,10 @@ class PlainView:
         if moved and (evaluated or time.monotonic() - self._time >= PLAIN_EVERY):
             print(progress_line(state), flush=True)
             self._last, self._time = state, time.monotonic()
+
+    def tell(self, line: str) -> None:
+        """Print it."""
+        print(line, flush=True)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -113,6 +148,10 @@ class BarView:
         self._progress.update(
             self._task, total=state.get("total_steps"), completed=state["step"], numbers="  ".join(numbers)
         )
+
+    def tell(self, line: str) -> None:
+        """Print it above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last bar on the screen."""

@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from utils.config.schema import RunConfig, TrainConfig, field_table
+from utils.config.schema import BUILT_IN, RunConfig, TrainConfig, field_table
 
 PRESETS = Path(__file__).parent / "presets"
+# A preset may have set these for its own model; who names one beside another's model expects what will not happen.
+SWITCHES = {f"model.shape.{name}" for name in ("activation", "qk_norm", "value_residual", "zero_init")}
 
 
 class ConfigError(ValueError):
@@ -53,6 +55,9 @@ def load_config(preset: str | None = None, file: str | Path | None = None, overr
         named.add(key)
     _shorten_warmup(values, named)
     config = _check(values, problems)
+    if config.model.kind not in BUILT_IN and (unread := sorted(named & SWITCHES)):
+        why = f"is for gpt and llama, and a model from elsewhere (kind {config.model.kind}) keeps its own layers"
+        raise ConfigError([f"{key} {why}: leave it out" for key in unread])
     if config.run_dir:
         return config
     return config.model_copy(update={"run_dir": f"runs/{preset or 'run'}-{config_hash(config)[:6]}"})

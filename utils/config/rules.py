@@ -53,9 +53,22 @@ def disagreements(config: "RunConfig") -> list[Problem]:
             f"model.kind={kind} has no grouped heads: set model.shape.n_kv_head=0 (given: {m.n_kv_head}) or model.kind=llama",
         ),
         (
-            kind in ("gpt", "llama") or not own or not (m.activation != "auto" or m.qk_norm or m.value_residual or m.zero_init),
-            ("model.kind", "model.shape.activation", "model.shape.qk_norm", "model.shape.value_residual", "model.shape.zero_init"),
+            kind in ("gpt", "llama")
+            or not own
+            or not (m.activation != "auto" or m.qk_norm or m.value_residual or m.zero_init),
+            (
+                "model.kind",
+                "model.shape.activation",
+                "model.shape.qk_norm",
+                "model.shape.value_residual",
+                "model.shape.zero_init",
+            ),
             f"model.shape.activation, qk_norm, value_residual and zero_init are for gpt and llama: a {kind} has none of them",
+        ),
+        (
+            kind != "bdh" or t.optimizer == "adamw",
+            ("model.kind", "train.optimizer"),
+            f"train.optimizer={t.optimizer} is for matrices of repeated blocks, and a bdh has none: use adamw",
         ),
         (
             not own or d.seq_len <= m.block_size,

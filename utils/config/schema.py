@@ -178,7 +178,7 @@ class TrainConfig(Section):
     epochs: float = Field(0.0, ge=0.0)
     """Length of the run, in passes over the training text; 0 = train.max_steps decides."""
     batch_size: int = Field(16, ge=0)
-    """Examples per micro-batch; auto (or 0) = the largest that fits into memory, found once per run."""
+    """Examples per micro-batch; auto (or 0) = the largest power of two that fits into memory, found once per run."""
     grad_accum_steps: int = Field(1, ge=1)
     """Micro-batches per optimizer step; 1 x 8 and 8 x 1 train alike."""
     batch_warmup_steps: int = Field(0, ge=0)
@@ -214,11 +214,11 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the forward pass; auto = bf16 where the hardware is faster in it, fp16 on a GPU without bf16, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether to compile the model into larger kernels; auto = where the run is long enough to win back the minute it takes."""
+    """Whether to compile the model into larger kernels; auto = where the run is long enough to win back twice the minute it takes."""
     activation_checkpointing: bool = False
-    """Whether to forget what a layer computed and compute it again in the backward pass: less memory, a third more time (gpt, llama, bdh, hub)."""
+    """Whether to forget what a layer computed and compute it again in the backward pass: less memory, for one more forward pass (gpt, llama, bdh, hub)."""
     memory_limit_gb: float = Field(0.0, ge=0.0)
-    """The most memory training may take, in GB; 0 = what there is. At the limit micro-batches are halved."""
+    """The most memory training may take, in GB (10^9 bytes); 0 = what there is. At the limit micro-batches are halved."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto = the GPU if there is one."""
     threads: int = Field(0, ge=0)

@@ -126,8 +126,9 @@ def _stream(
             previous, start = start, 0 if unbounded else window_start(len(text), model.shape.block_size)
             if cache is not None and start != previous:
                 cache.reset()
-            # Not around the yield: whoever takes the token must not find itself in inference mode.
-            with torch.inference_mode():
+            # Not around the yield: whoever takes the token may want gradients. And not inference_mode: what a model
+            # keeps of its forward pass, a table of places or a mask, could not be trained with afterwards.
+            with torch.no_grad():
                 if task_of(model) == "causal":
                     logits = _next_logits(model, text, start, cache)
                 else:

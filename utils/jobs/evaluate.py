@@ -19,7 +19,7 @@ from utils.runs.model_folder import CONFIG_FILE, MOST, kind_of
 from utils.runtime.files import cache_dir, read_regular, scratch_folder
 
 WEIGHTS_FILE = "model.safetensors"
-MOST_TOLD = 100_000  # bytes
+MOST_TOLD = 1_000_000  # bytes
 MOST_LOSS = 100.0  # nats whose perplexity is still worth a number
 NUMBERS = ("loss", "accuracy", "labels")
 PERHAPS = ("top5", "macro_f1", "bits_per_byte", "entropy_floor", "bleu", "chrf")  # or None

@@ -39,8 +39,9 @@ def main(folder: str, where: str = ".", boxed: bool = True) -> int:
             result = _train(run, stop, lock, boxed)
         except Exception as error:  # the process's edge: the launcher sees only the code, the state and the log
             traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            run.write_json("state", {**run.state(), "status": "failed", "message": str(error)})
+            words = str(error) or type(error).__name__  # a MemoryError says nothing more
+            print(f"error: {words}", file=sys.stderr, flush=True)
+            run.write_json("state", {**run.state(), "status": "failed", "message": words})
             return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
     return 0 if result.signal is None else 128 + result.signal
 

@@ -145,7 +145,7 @@ class GPT(nn.Module):
             places = self.position_embedding(positions(documents))  # (B, T, C)
         x = self.token_embedding(input_ids) + places  # (B, T, C)
         x = F.dropout(x.type_as(self.norm.weight), self.shape.dropout, self.training)
-        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        again = self.checkpointing and self.training and torch.is_grad_enabled() and cache is None
         first = None  # the first layer's values
         for block in self.blocks:
             given = (x, mask, cache, first)

@@ -15,7 +15,8 @@ from utils.runs.overview import overview
 from utils.runs.progress import ALERTS, alerts, outcome, percent, progress_line, split
 from utils.runtime.table import Table, count, duration
 
-SPEEDS = ("tokens_per_second", "mfu", "eta_seconds")  # shown large, beside the line
+SPEEDS = ("tokens_per_second", "mfu", "eta_seconds")  # shown large, below the line
+MOST_NOTES = 3  # of what a run chose by itself, the last ones
 PROSE = "white-space:pre-wrap;max-width:84ch;line-height:1.45;font-size:13px;margin:4px 0"
 
 
@@ -73,21 +74,23 @@ class RunView:
         return f"{self.line()}\nrun: {self.path}"
 
     def _repr_html_(self) -> str:
-        state, status = self.run.state(), self.run.status()
-        numbers = self.numbers() if status == "running" else {}
-        line = progress_line({key: state[key] for key in state if key not in SPEEDS}) if numbers else self.line()
+        state, status, numbers = self.run.state(), self.run.status(), self.numbers()
+        slow = {key: value for key, value in state.items() if key not in SPEEDS}
+        line = progress_line(slow) if status == "running" else outcome(state, status)
         words = f"<b>{html.escape(self.run.name)}</b>: {html.escape(line)}"
-        told = "".join(
+        notes = [str(event.get("text", "")) for event in self.run.events("note")[-MOST_NOTES:]]
+        told = "".join(f'<div style="opacity:.65;font-size:13px">{html.escape(plain(text))}</div>' for text in notes)
+        told += "".join(
             f'<div style="color:#dc2626;font-size:13px">{html.escape(text)}</div>'
             for text in alerts(self.run.events(*ALERTS))
         )
         tiles = "".join(
             f'<div><div style="opacity:.65;font-size:11px">{name}</div>'
             f'<div style="font-size:17px;font-weight:600;line-height:1.3">{value}</div></div>'
-            for name, value in self.numbers().items()
+            for name, value in numbers.items()
         )
         return (
-            f'<div style="font-size:13px;margin:4px 0">{words}</div>{told}'
+            f'<div style="font-size:13px;margin:4px 0;white-space:pre-wrap">{words}</div>{told}'
             f'<div style="display:flex;flex-wrap:wrap;gap:4px 32px;margin:8px 0">{tiles}</div>'
             f"{split_bar(split(state))}{self.chart()}"
         )

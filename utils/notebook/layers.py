@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.jobs.describe import plain
-from utils.notebook.live_chart import thin
+from utils.notebook.live_chart import svg_text, thin
 from utils.runs.folder import Row, RunFolder, latest_run, open_run
 from utils.runs.layers import layer_table, number
 
@@ -49,9 +49,13 @@ def heat_map(rows: list[Row]) -> str:
     ratios = {(row["name"], row["step"]): row["update_ratio"] for row in rows}
     steps = [step for step, _ in thin([(step, 0.0) for step in sorted({row["step"] for row in rows})], MOST_STEPS)]
     width, bottom = (WIDTH - NAMES - RIGHT) / len(steps), TOP + LINE * len(drawn)
-    parts = [_text(NAMES, TOP - 18, f"update / weight, by layer and step{words}", "start")]
+    parts = [
+        svg_text(
+            NAMES, TOP - 18, f"update / weight{words}: a line for each layer, a column for each step", "start", size=11
+        )
+    ]
     for i, name in enumerate(drawn):
-        parts.append(_text(NAMES - 8, TOP + LINE * i + 11, html.escape(_short(name)), "end", 10))
+        parts.append(svg_text(NAMES - 8, TOP + LINE * i + 11, html.escape(_short(name)), "end", size=10))
         for j, step in enumerate(steps):
             if (name, step) in ratios:
                 ratio = ratios[name, step]
@@ -61,7 +65,7 @@ def heat_map(rows: list[Row]) -> str:
                     f'height="{LINE - 1}" fill="{colour(ratio)}"><title>{said}</title></rect>'
                 )
     marks = sorted({round(k * (len(steps) - 1) / 5) for k in range(6)})
-    parts += [_text(NAMES + width * (j + 0.5), bottom + 14, f"{steps[j]:,}", "middle") for j in marks]
+    parts += [svg_text(NAMES + width * (j + 0.5), bottom + 14, f"{steps[j]:,}", "middle", size=11) for j in marks]
     parts += _legend(bottom + 30)
     height = bottom + BOTTOM
     return (
@@ -100,14 +104,10 @@ def _legend(y: float) -> list[str]:
         for i, power in enumerate(powers)
     ]
     for power, words in ((LOW, "1e-5: hardly moves"), (USUAL, "1e-3: usual"), (HIGH, "0.1: thrown about")):
-        parts.append(_text(NAMES + 5 * 41 * (power - LOW) / (HIGH - LOW), y + 22, words, "middle", 10))
+        parts.append(svg_text(NAMES + 5 * 41 * (power - LOW) / (HIGH - LOW), y + 22, words, "middle", size=10))
     return parts
 
 
 def _short(name: str) -> str:
     name = plain(name)
     return name if len(name) <= MOST_NAME else "…" + name[1 - MOST_NAME :]
-
-
-def _text(x: float, y: float, text: str, anchor: str, size: int = 11) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor" font-size="{size}">{text}</text>'

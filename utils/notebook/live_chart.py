@@ -80,7 +80,7 @@ def split_bar(shares: Mapping[str, float]) -> str:
         f'<svg viewBox="0 0 {WIDTH} {BAR}" width="100%" height="{BAR}" preserveAspectRatio="none" role="img" '
         f'aria-label="time: {said}" style="display:block;border-radius:{BAR / 2:g}px;overflow:hidden" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(pieces)}</svg>'
-        '<div style="display:flex;flex-wrap:wrap;gap:2px 16px;margin-top:6px;font-size:12px;line-height:1.5">'
+        '<div style="display:flex;flex-wrap:wrap;gap:2px 12px;margin-top:6px;font-size:12px;line-height:1.5">'
         f"{''.join(names)}</div></div>"
     )
 
@@ -110,19 +110,24 @@ def ticks(low: float, high: float) -> list[float]:
     return [mark for mark in marks if low <= mark <= high]
 
 
+def svg_text(x: float, y: float, text: str, anchor: str, colour: str = "currentColor", size: int = 12) -> str:
+    """`text`, escaped by the caller, at a place of a picture; `anchor` is the end that is there: start, middle, end."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}">{text}</text>'
+
+
 def _axes(x: Scale, y: Scale, low: float, high: float) -> list[str]:
     parts = []
     for mark in ticks(low, high):
         at = y(math.log(mark))
         parts.append(f'<path d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}" stroke="currentColor" stroke-opacity=".15"/>')
-        parts.append(_text(LEFT - 8, at + 4, f"{mark:g}", "end"))
+        parts.append(svg_text(LEFT - 8, at + 4, f"{mark:g}", "end"))
     steps = max(1, round(x.high))
     unit = 10 ** math.floor(math.log10(steps))
     every = max(1, next(round(m * unit) for m in (0.2, 0.5, 1, 2) if steps / (m * unit) <= 6))
     for step in range(0, steps + 1, every):
-        parts.append(_text(x(step), HEIGHT - BOTTOM + 18, f"{step:,}", "middle"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "step", "middle"))
-    parts.append(_text(LEFT - 40, TOP - 4, "loss, nats per token", "start"))
+        parts.append(svg_text(x(step), HEIGHT - BOTTOM + 18, f"{step:,}", "middle"))
+    parts.append(svg_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "step", "middle"))
+    parts.append(svg_text(LEFT - 40, TOP - 4, "loss, nats per token", "start"))
     return parts
 
 
@@ -138,7 +143,7 @@ def _labels(train: list[Point], val: list[Point], floor: float | None, y: Scale)
     parts, free = [], -math.inf
     for at, colour, text in sorted(named):
         free = max(at + 4, free + 14)
-        parts.append(_text(WIDTH - RIGHT + 6, free, text, "start", colour, size=11))
+        parts.append(svg_text(WIDTH - RIGHT + 6, free, text, "start", colour, size=11))
     return parts
 
 
@@ -149,7 +154,3 @@ def _line(points: Sequence[Point], x: Scale, y: Scale, colour: str, width: float
 
 def _dot(point: Point, x: Scale, y: Scale) -> str:
     return f'<circle cx="{x(point[0]):.1f}" cy="{y(math.log(point[1])):.1f}" r="2.5" fill="{VAL}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str, colour: str = "currentColor", size: int = 12) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="{size}">{text}</text>'

@@ -12,13 +12,14 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from utils.config.load import ConfigError, differences, dump_config, parse_config
 from utils.config.schema import RunConfig
 from utils.runs.layers import clean_rows
 from utils.runs.lock import is_locked
 from utils.runs.progress import PARTS
+from utils.runs.rows import ROLLED_BACK, LastRows
 from utils.runtime.files import read_regular, write_atomic
 
 # Whoever wrote a run may have run a stranger's code: sizes in bytes are limited, and so is what a value can be.
@@ -28,7 +29,7 @@ COUNTS = ("step", "total_steps", "best_step", "attempt")
 NUMBERS = ("train_loss", "val_loss", "best_val_loss", "entropy_floor", "characters_per_token", "tokens_per_second",
            "eta_seconds", "mfu", "peak_memory", *(f"share/{part}" for part in PARTS))  # fmt: skip
 LARGEST, MOST_STEPS = 1e300, 10**15
-LAYERS_FILE = "layers.jsonl"
+METRICS_FILE, LAYERS_FILE = "metrics.jsonl", "layers.jsonl"
 Row = dict[str, Any]
 
 
@@ -127,13 +128,18 @@ class RunFolder:
         return said
 
     def metrics(self) -> list[Row]:
-        """Rows by step. Steps done twice, because a run was killed and resumed, count once: the last time."""
-        rows = {}
-        for row in read_lines(self.path / "metrics.jsonl"):
-            if _is_count(row.get("step")) and row.get("kind") in ("train", "val"):
+        """Rows by step. Steps done twice, because a run was killed or went back, count once: the last time."""
+        rows = LastRows()
+        for row in read_lines(self.path / METRICS_FILE):
+            step, kind = row.get("step"), row.get("kind")
+            if not _is_count(step):
+                continue
+            if kind == ROLLED_BACK:
+                rows.go_back(step)
+            elif kind in ("train", "val"):
                 numbers = {key: value if _is_number(value) else None for key, value in row.items() if key != "kind"}
-                rows[row["step"], row["kind"]] = {"kind": row["kind"], **numbers}
-        return [rows[key] for key in sorted(rows)]
+                rows.add(step, kind, {"kind": kind, **numbers})
+        return rows.in_order()
 
     def layers(self) -> list[Row]:
         """What steps did to each layer, by step: name, shape, size, norms, histogram (`utils.runs.layers`)."""
@@ -237,5 +243,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # not so NaN
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_STEPS

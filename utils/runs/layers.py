@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from utils.runs.rows import ROLLED_BACK, LastRows
 from utils.runtime.table import Table
 
 BINS = 24  # of a histogram of gradients, each of two powers of two
 LOWEST = -40  # the power of two that the first begins at; smaller ones count there, and larger ones in the last
-MOST_NAME, MOST_AXES, MOST_LAYERS = 300, 16, 20_000  # a stranger's code may have written the rows
+MOST_NAME, MOST_AXES = 300, 16  # a stranger's code may have written the rows
 LARGEST, MOST_COUNT = 1e300, 1 << 62
 NORMS = ("gradient_norm", "weight_norm", "update_ratio")
 COUNTS = ("size", "zeros", "not_finite")
@@ -19,14 +20,15 @@ Row = dict[str, Any]
 def clean_rows(rows: Iterable[Row]) -> list[Row]:
     """Rows by step, each as `Recorder.layers` writes it; what is anything else is left out.
 
-    Steps done twice, because a run was killed and resumed, count once: the last time.
+    Steps done twice, because a run was killed or went back, count once: the last time.
     """
-    by_step: dict[int, dict[str, Row]] = {}
+    found = LastRows()
     for row in rows:
-        clean = _clean(row)
-        if clean is not None and len(layers := by_step.setdefault(clean["step"], {})) < MOST_LAYERS:
-            layers[clean["name"]] = clean
-    return [row for step in sorted(by_step) for row in by_step[step].values()]
+        if row.get("kind") == ROLLED_BACK and _is_count(row.get("step")):
+            found.go_back(row["step"])
+        elif (clean := _clean(row)) is not None:
+            found.add(clean["step"], clean["name"], clean)
+    return found.in_order()
 
 
 def layer_table(rows: list[Row]) -> Table:
@@ -51,7 +53,7 @@ def layer_table(rows: list[Row]) -> Table:
     ]
     note = (
         f"gradients by size: from under 2^{LOWEST + 2} at the left to 2^{LOWEST + 2 * BINS - 2} and more at the right. "
-        "An update / weight near 0.001 is usual; far less learns nothing, far more forgets."
+        "An update / weight near 0.001 is usual; compare it with its neighbours."
     )
     return Table(lines, header=header, title=f"step {last:,}", note=note)
 

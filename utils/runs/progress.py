@@ -7,6 +7,7 @@ from utils.runtime.table import count, duration
 
 PARTS = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "other")  # of a run's time, in this order
 ALERTS = ("alert", "skipped", "rolled_back", "out_of_memory")  # events that somebody should know of
+NEWS = (*ALERTS, "note")  # and who watches hears of these, too
 MOST_ALERTS = 3  # of each kind, the last ones
 
 
@@ -53,8 +54,13 @@ def alerts(events: Sequence[dict[str, Any]]) -> list[str]:
         kept = rows[-1:] if kind == "skipped" else rows[-MOST_ALERTS:]  # one for all: a bad hour may leave out hundreds
         more = f" ({len(rows)} times so far)" if len(rows) > len(kept) else ""
         for row in kept:
-            chosen.append((row.get("step", 0), f"{row.get('text', '')}{more if row is kept[-1] else ''}"))
-    return [f"step {step}: {text}" for step, text in sorted(chosen, key=lambda one: one[0])]
+            chosen.append((row.get("step", 0), event_line(row) + (more if row is kept[-1] else "")))
+    return [line for _, line in sorted(chosen, key=lambda one: one[0])]
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """`step 30: the loss was nan: the step was left out`: an event in one line, whatever its text holds."""
+    return f"step {event.get('step', 0)}: {' '.join(str(event.get('text', '')).split())}"
 
 
 def data_line(what: str, done: int, total: int) -> str:

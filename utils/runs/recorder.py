@@ -3,7 +3,8 @@
 import time
 from typing import Any
 
-from utils.runs.folder import LAYERS_FILE, RowWriter, RunFolder, now
+from utils.runs.folder import LAYERS_FILE, METRICS_FILE, RowWriter, RunFolder, now
+from utils.runs.rows import ROLLED_BACK
 from utils.runtime.process import identity
 
 STATE_EVERY = 0.5  # seconds between changes of state.json that nobody waits for
@@ -15,7 +16,7 @@ class Recorder:
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self.attempt = 1 + len(run.events("started", "resumed"))
-        self._metrics = RowWriter(run.path / "metrics.jsonl")
+        self._metrics = RowWriter(run.path / METRICS_FILE)
         self._events = RowWriter(run.path / "events.jsonl")
         self._layers: RowWriter | None = None  # made when there is something to write
         self._state: dict[str, Any] = {**run.state(), "process": identity(), "attempt": self.attempt}
@@ -34,6 +35,13 @@ class Recorder:
         self._layers = self._layers or RowWriter(self.run.path / LAYERS_FILE)
         for row in rows:
             self._layers.write({"step": step, **row, "attempt": self.attempt})
+
+    def rolled_back(self, to: int) -> None:
+        """The run goes on from optimizer step `to`: rows of later steps, in whatever attempt, count no more."""
+        if self._layers is None and (self.run.path / LAYERS_FILE).exists():
+            self._layers = RowWriter(self.run.path / LAYERS_FILE)
+        for writer in filter(None, (self._metrics, self._layers)):
+            writer.write({"step": to, "kind": ROLLED_BACK, "attempt": self.attempt})
 
     def event(self, what: str, **details: Any) -> None:
         """Something that happened: started, resumed, saved, sample, alert, finished ..."""

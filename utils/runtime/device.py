@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.runtime.peak import gains_from_bf16
+from utils.runtime.peak import gains_from_bf16, has_bf16_instructions
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +30,10 @@ def pick_precision(wanted: str, device: "torch.device", *, gains: bool = True, b
 
     On a CPU that is bf16 where the processor has instructions for it, its products are at least 1.3 times as fast, and
     `gains` says that the model is one whose steps are products in the main. `began` is what the run was started with:
-    auto stays at it wherever the device has it. Raises ValueError for a format the device has no instructions for.
+    auto stays at it wherever the device has it. Raises ValueError for a format that the device does not have; a CPU has
+    bf16 also without instructions for it, slowly.
     """
-    import torch
-
-    # Without this flag a T4 claims bf16, which it only emulates, slowly.
-    has_bf16 = device.type == "cpu" or (
-        device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    has_bf16 = device.type == "cpu" or multiplies_bf16(device)  # without instructions a CPU only takes longer
     has = {"fp32": True, "bf16": has_bf16, "fp16": device.type == "cuda"}
     if wanted == "auto" and began is not None and has.get(began):
         return began
@@ -50,6 +46,16 @@ def pick_precision(wanted: str, device: "torch.device", *, gains: bool = True, b
     if wanted == "bf16" and not has_bf16:
         raise ValueError(f"train.precision=bf16 is not available on {describe(device)}; use auto, fp16 or fp32")
     return wanted
+
+
+def multiplies_bf16(device: "torch.device") -> bool:
+    """Whether the hardware has instructions for products in bf16, so that torch need not emulate them."""
+    import torch
+
+    if device.type == "cpu":
+        return has_bf16_instructions()
+    # Without this flag a T4 claims bf16, which it only emulates, slowly.
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def describe(device: "torch.device") -> str:

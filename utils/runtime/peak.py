@@ -26,6 +26,7 @@ CARDS = {
     "NVIDIA L4": (121, 60, 30.3),
     "NVIDIA L40S": (362, 183, 91.6),
     "NVIDIA A10": (125, 62.5, 31.2),
+    "NVIDIA A10G": (70, 35, 35),
     "NVIDIA A100-PCIE-40GB": (312, 156, 19.5),
     "NVIDIA A100-SXM4-40GB": (312, 156, 19.5),
     "NVIDIA A100 80GB PCIe": (312, 156, 19.5),
@@ -156,28 +157,42 @@ def _processor() -> str:
 
 
 def _measure(device: "torch.device", names: tuple[str, ...]) -> dict[str, float]:
-    """The best of some products of each format, larger ones as long as there is time; formats take turns."""
+    """The best of some products of each format, larger ones as long as there are time and memory for them."""
+    import torch
+
+    best, begin = dict.fromkeys(names, 0.0), time.perf_counter()
+    for size in SIZES if device.type == "cpu" else GPU_SIZES:
+        try:
+            took = _take_turns(size, device, best, begin + SECONDS)
+        except (RuntimeError, MemoryError):
+            if not all(best.values()):
+                raise
+            break
+        # The next size is eight times the work: it is left out where two turns of it would not fit in the time.
+        if time.perf_counter() - begin + 2 * 8 * took / TURNS > SECONDS:
+            break
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return best
+
+
+def _take_turns(size: int, device: "torch.device", best: dict[str, float], end: float) -> float:
+    """Improve `best` by products of this size, two turns at least and others before `end`; the seconds they took."""
     import torch
 
     formats = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    best, begin = dict.fromkeys(names, 0.0), time.perf_counter()
-    for size in SIZES if device.type == "cpu" else GPU_SIZES:
-        # No random numbers: whoever measures must not change what is drawn after.
-        values = torch.linspace(-1, 1, size * size, device=device).view(size, size)
-        pairs = {name: values.to(formats[name]) for name in names}
-        spent = time.perf_counter()
-        for turn in range(TURNS):
-            for name, matrix in pairs.items():
-                began = time.perf_counter()
-                _multiply(matrix, device)
-                seconds = time.perf_counter() - began
-                best[name] = max(best[name], 2 * size**3 / seconds)
-            if turn and time.perf_counter() - begin > SECONDS:
-                return best
-        # The next size is eight times the work: it is left out where two turns of it would not fit in the time.
-        if time.perf_counter() - begin + 2 * 8 * (time.perf_counter() - spent) / TURNS > SECONDS:
-            return best
-    return best
+    # No random numbers: whoever measures must not change what is drawn after.
+    values = torch.linspace(-1, 1, size * size, device=device).view(size, size)
+    pairs = {name: values.to(formats[name]) for name in best}
+    start = time.perf_counter()
+    for turn in range(TURNS):
+        for name, matrix in pairs.items():
+            began = time.perf_counter()
+            _multiply(matrix, device)
+            best[name] = max(best[name], 2 * size**3 / (time.perf_counter() - began))
+        if turn and time.perf_counter() > end:
+            break
+    return time.perf_counter() - start
 
 
 def _multiply(matrix: "torch.Tensor", device: "torch.device") -> None:

@@ -26,10 +26,9 @@ def tiny_config(run_dir: Path, *overrides: str) -> RunConfig:
 
 
 def weights_hash(run: Path, which: str = "latest") -> str:
-    """sha256 of a checkpoint's weights and optimizer state."""
+    """sha256 of all weights of a checkpoint (where they are averaged, of both) and its optimizer state."""
     folder = find_checkpoint(run / "checkpoints", which)
-    data = [(folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
-    return hashlib.sha256(b"".join(data)).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.safetensors")))).hexdigest()
 
 
 def metrics_of(run: Path) -> list[dict]:

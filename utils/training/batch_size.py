@@ -1,5 +1,6 @@
 """How many examples fit into memory at once: what train.batch_size=auto means on this machine, for this model."""
 
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ MOST = 1024  # examples: larger batches seldom teach more for what they cost
 SMALL = (2, 4)  # examples of the two rehearsals from which memory is foretold
 SHARE = 0.8  # of the memory that is free which may be planned with: others want some, and libraries take theirs
 ROOM = 0.1  # of a GPU that has to stay free in the largest rehearsal: it fragments
-STATE = 8  # bytes an optimizer keeps per weight, two numbers in fp32; and as many for the gradient in the worst case
+STATE = 8  # bytes an optimizer keeps per weight, at most: two numbers in fp32
+COPY = 4  # bytes of a weight, its gradient, or its average
 
 
 class Fit(NamedTuple):
@@ -47,7 +49,9 @@ def fitting_batch_size(
         model.train(was_training)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
-                buffer.copy_(kept[name])
+                was = kept.get(name)
+                if was is not None and was.shape == buffer.shape:  # else it was made just now, or has grown
+                    buffer.copy_(was)
     return found
 
 
@@ -93,6 +97,7 @@ def _allocations(stepper: Stepper, batch: Batch) -> np.ndarray:
     """Bytes that torch takes (above 0) and gives back (below 0) in a rehearsal, in order."""
     from torch.profiler import ProfilerActivity, profile
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it writes two lines into the log, whatever is logged else
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
         stepper.rehearse(batch)
     results: Any = told.profiler.kineto_results if told.profiler else None  # type: ignore[union-attr]
@@ -113,23 +118,29 @@ def _foretold(stepper: Stepper, train: TaskBatches, most: int, weights: int) -> 
         size = 1 if grown is None else min(most, TrainConfig().batch_size)
         why = f"{SMALL[1]} at once are too many" if grown is None else "nobody says how much memory is free here"
         return Fit(size, f"train.batch_size=auto is {size}: {why}")
-    kept = (STATE + 4) * weights  # what the optimizer keeps, and the gradient
+    kept = _kept(stepper.config, weights) + COPY * weights  # and the gradient, which has not been made here
     budget = SHARE * free - kept
     size = most
     while size > 1 and grown.peak(size) > budget:
         size //= 2
-    needs = (grown.peak(size) + kept) / GB
+    # The statistics' copy of the weights comes when the activations have gone.
+    needs = (max(grown.peak(size), COPY * weights if stepper.config.stats_every else 0) + kept) / GB
     limit = "as many as there are, or as are of use" if size == most else f"{2 * size} would be too many"
     return Fit(
         size, f"train.batch_size=auto is {size}: it needs {needs:.2f} GB of the {free / GB:.2f} GB free; {limit}"
     )
 
 
+def _kept(config: TrainConfig, weights: int) -> int:
+    """Bytes that stay taken throughout training beside weights and gradients: optimizer state, and the average."""
+    return (STATE + (COPY if config.ema_decay else 0)) * weights
+
+
 def _tried(stepper: Stepper, train: TaskBatches, most: int, weights: int) -> Fit:
     size, fits, device = 1, 0, stepper.device
     room: list[torch.Tensor] = []
     try:
-        room.append(torch.empty(STATE * weights, dtype=torch.uint8, device=device))
+        room.append(torch.empty(_kept(stepper.config, weights), dtype=torch.uint8, device=device))
         if device.type == "cuda":
             spare = int(ROOM * torch.cuda.get_device_properties(device).total_memory)
             room.append(torch.empty(spare, dtype=torch.uint8, device=device))

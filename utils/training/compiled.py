@@ -38,9 +38,11 @@ class Compiled:
         try:
             return self._fast(*args, **kwargs)
         except Exception as error:  # a compiler brings any number of them along
-            if is_out_of_memory(error):
+            # Where it is the compiler that found no memory, the model may still find enough.
+            if is_out_of_memory(error) and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
-            self._fast = None
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self._warn(f"the model could not be compiled ({lines[0][:200]}): it trains without, somewhat slower")
-        return self._forward(*args, **kwargs)
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        result = self._forward(*args, **kwargs)  # raises what was the model's own mistake
+        self._fast = None
+        self._warn(f"the model could not be compiled ({said[:200]}): it trains without, somewhat slower")
+        return result

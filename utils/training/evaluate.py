@@ -15,6 +15,7 @@ from utils.training.loss import IGNORE, perplexity
 from utils.training.memory import is_out_of_memory, release
 
 CHUNK = 1 << 24  # logits that are looked at at once: a few of their size are made on the way
+MOST_CLASSES = 50  # of which a table says which was taken for which
 
 
 def what_it_takes(model: nn.Module) -> dict[str, Any]:
@@ -35,22 +36,12 @@ class Evaluation:
     accuracy: float  # share of labels that were the model's first guess
     tokens: int  # how many labels
     top5: float | None = None  # share of labels among its first five guesses; None where there are no more than five
-    confusion: tuple[tuple[int, ...], ...] = ()  # how often a text of class [i] was taken for one of [j]
+    macro_f1: float | None = None  # of texts: mean over the classes that occur of 2 right / (texts + guesses)
+    confusion: tuple[tuple[int, ...], ...] = ()  # how often a text of class [i] was taken for one of [j]; () of many
 
     def bits_per_byte(self, bytes_per_token: float) -> float:
         """The loss in bits per UTF-8 byte, comparable between tokenizers."""
         return self.loss / math.log(2) / bytes_per_token
-
-    @property
-    def macro_f1(self) -> float | None:
-        """Mean over the classes of 2 right / (texts + guesses), those left out that never occur; None if no classes."""
-        if not self.confusion:
-            return None
-        texts, guesses = map(sum, self.confusion), map(sum, zip(*self.confusion, strict=True))
-        seen = [
-            (self.confusion[k][k], both) for k, both in enumerate(map(sum, zip(texts, guesses, strict=True))) if both
-        ]
-        return sum(2 * right / both for right, both in seen) / len(seen)
 
     def metrics(self, bytes_per_token: float | None) -> dict[str, float | None]:
         """A row of the run's metrics; bits per byte only where the bytes are known."""
@@ -61,7 +52,7 @@ class Evaluation:
             "val/top5": self.top5,
             "val/bits_per_byte": self.bits_per_byte(bytes_per_token) if bytes_per_token else None,
         }
-        return row | ({"val/macro_f1": self.macro_f1} if self.confusion else {})
+        return row if self.macro_f1 is None else row | {"val/macro_f1": self.macro_f1}
 
 
 def evaluate(
@@ -88,7 +79,9 @@ def evaluate(
             while done < len(batch.labels):
                 before = tally.copy()
                 try:
-                    with torch.inference_mode(), autocast():
+                    # Not inference_mode: what a model keeps of its forward pass (a table of places, a mask) would be
+                    # of no use to a backward pass later.
+                    with torch.no_grad(), autocast():
                         _count(model, _part(batch, done, done + at_once), device, tally)
                     done += at_once
                     continue
@@ -130,6 +123,7 @@ class _Tally:
         self._where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         # In float64: counts are exact, and losses do not depend on how the labels are divided into batches.
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._where)  # loss, first guess, first five, labels
+        self._classes: Tensor | None = None  # (3, K): texts, guesses, and guesses that were right
         self._confusion: Tensor | None = None  # (K, K)
         self._outputs = 0
 
@@ -146,15 +140,21 @@ class _Tally:
         self._sums[0] += losses.to(self._where).sum(dtype=torch.float64)
         self._sums[1:] += counts.to(self._where)
         if is_class:
-            pairs = (at[:, 0] * self._outputs + guess)[counted]
-            table = torch.bincount(pairs, minlength=self._outputs**2).view(self._outputs, -1)
+            self._add_classes(at[counted, 0], guess[counted])
+
+    def _add_classes(self, labels: Tensor, guess: Tensor) -> None:
+        n, wanted = self._outputs, (labels, guess, labels[labels == guess])  # (N,) each, and fewer
+        classes = torch.stack([torch.bincount(each, minlength=n) for each in wanted])
+        self._classes = classes if self._classes is None else self._classes + classes
+        if n <= MOST_CLASSES:
+            table = torch.bincount(labels * n + guess, minlength=n * n).view(n, n)
             self._confusion = table if self._confusion is None else self._confusion + table
 
     def copy(self) -> "_Tally":
         """The sums of this moment."""
         other = _Tally(self._where)
         other._sums, other._outputs = self._sums.clone(), self._outputs
-        other._confusion = None if self._confusion is None else self._confusion.clone()
+        other._classes, other._confusion = self._classes, self._confusion  # which no sum is added to in place
         return other
 
     def result(self) -> Evaluation:
@@ -164,7 +164,13 @@ class _Tally:
             raise ValueError("there is nothing to predict in the text for evaluation: no token of it counts")
         confusion = () if self._confusion is None else tuple(map(tuple, self._confusion.tolist()))
         top5 = near / labels if self._outputs > 5 else None
-        return Evaluation(loss / labels, right / labels, int(labels), top5, confusion)
+        return Evaluation(loss / labels, right / labels, int(labels), top5, self._macro_f1(), confusion)
+
+    def _macro_f1(self) -> float | None:
+        if self._classes is None:
+            return None
+        seen = [(right, texts + guesses) for texts, guesses, right in self._classes.T.tolist() if texts + guesses]
+        return float(sum(2 * right / both for right, both in seen) / len(seen))
 
 
 def logits_of(model: nn.Module, batch: Batch, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from utils.training.answers import SHOWN, Exam
 from utils.training.evaluate import evaluate, what_it_takes
 
 BATCH = 8  # examples at a time, where the run found out by itself how many fit
-MOST_CLASSES = 50  # whose confusions are still worth a table
+MOST_WRITTEN = 2_000  # characters of an answer, or of what goes with it, that are told
 
 
 def evaluate_checkpoint(
@@ -56,14 +56,18 @@ def evaluate_checkpoint(
         "accuracy": found.accuracy,
         "top5": found.top5,
         "macro_f1": found.macro_f1,
-        "confusion": found.confusion if 0 < len(found.confusion) <= MOST_CLASSES else None,
+        "confusion": found.confusion or None,
         "labels": found.tokens,
         "bits_per_byte": found.bits_per_byte(bytes_per_token(store, on)) if is_text else None,
         "entropy_floor": store.entropy_floor if is_text and on == "val" else None,
         "bleu": told and told.bleu,
         "chrf": told and told.chrf,
-        "written": [asdict(each) for each in told.written[:SHOWN]] if told else [],
+        "written": [_cut(asdict(each)) for each in told.written[:SHOWN]] if told else [],
     }
+
+
+def _cut(written: dict[str, str]) -> dict[str, str]:
+    return {name: text[:MOST_WRITTEN] for name, text in written.items()}
 
 
 def bytes_per_token(store: TokenStore, on: str) -> float:

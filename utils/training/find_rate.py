@@ -15,12 +15,14 @@ import torch
 from utils.config.schema import BUILT_IN, RunConfig
 from utils.data.batching.tasks import build_batches
 from utils.data.storing.run_store import remembered_store
+from utils.models.checkpointing import use_checkpointing
 from utils.models.load import load_model
 from utils.models.source_files import SOURCE
 from utils.runs.folder import RowWriter, RunFolder
 from utils.runtime.device import cpu_cores, pick_device
 from utils.training.choices import choose_precision, choose_task, with_batch_size
 from utils.training.evaluate import what_it_takes
+from utils.training.memory import limited
 from utils.training.rate_curve import RateCurve, rising_rates
 from utils.training.seed_manager import set_deterministic
 from utils.training.step import Stepper
@@ -31,34 +33,53 @@ def find_rate(config: RunConfig, rates: Sequence[float], out: Path) -> None:
 
     After each step a row goes to `out`: learning_rate, and loss, in nats per label, of the weights before it. Ends
     early where the loss diverges. `config.run_dir` holds the run's data and, for a model from elsewhere, its files;
-    nothing else is written. Same settings, same rows. Smith 2017, "Cyclical Learning Rates for Training Neural
+    nothing else is written. Same settings, same rows. It computes as the run will, but is only compiled with
+    train.compile=on: auto would not do so for so few steps. Smith 2017, "Cyclical Learning Rates for Training Neural
     Networks", section 3.3, https://arxiv.org/abs/1506.01186.
     """
+    device = pick_device(config.train.device)
+    torch.set_num_threads(config.train.threads or cpu_cores())
+    set_deterministic(config.train.deterministic)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest" if config.train.deterministic else "high")  # high: TF32
+    with limited(config.train.memory_limit_gb, device, _say):
+        stepper, losses = _stepper(config, device), list[float]()
+        writer = RowWriter(out)
+        for i, rate in enumerate(rates):
+            losses.append(stepper.step(i, rate).loss.item())
+            writer.write({"learning_rate": rate, "loss": losses[-1]})
+            if RateCurve(tuple(rates[: i + 1]), tuple(losses)).has_diverged:
+                break
+        writer.close()
+
+
+def _stepper(config: RunConfig, device: torch.device) -> Stepper:
     run, t, notes = RunFolder(config.run_dir), config.train, list[str]()
     store = remembered_store(run)
     if store is None:
         raise ValueError(f"{run.path} names no prepared data")
-    device = pick_device(t.device)
-    torch.set_num_threads(t.threads or cpu_cores())
-    set_deterministic(t.deterministic)
     source = None if config.model.kind in BUILT_IN else run.path / SOURCE
     model = load_model(config.model, store.tokenizer.vocab_size, t.seed, source).to(device)
+    if t.activation_checkpointing:
+        use_checkpointing(model)
     task = choose_task(config.data, model, store)
     precision = choose_precision(config, model, device)
     if not t.batch_size:
         t = with_batch_size(config, None, store, model, task, precision, notes).train
+        for words in notes:
+            _say(words)
     train, _ = build_batches(
         store, config.data, t.batch_size, t.grad_accum_steps, t.seed, task, **what_it_takes(model), eval_batches=1
     )
     stepper = Stepper(model, t, train, device, precision, ahead=False)
     stepper.working.train()
-    writer, losses = RowWriter(out), list[float]()
-    for i, rate in enumerate(rates):
-        losses.append(stepper.step(i, rate).loss.item())
-        writer.write({"learning_rate": rate, "loss": losses[-1]})
-        if RateCurve(tuple(rates[: i + 1]), tuple(losses)).has_diverged:
-            break
-    writer.close()
+    if t.compile == "on":
+        stepper.compile(_say)
+    return stepper
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def main(folder: str, where: str, steps: int, low: float, high: float, out: str) -> int:

@@ -42,6 +42,8 @@ def _counted(model: nn.Module, example: Batch) -> int:
     tokens = sum(ids.numel() for ids in example.inputs)
     buffers, training = [(b, b.clone()) for b in model.buffers()], model.training
     counter, gpus = FlopCounterMode(display=False), [device] if device.type == "cuda" else []
+    whole_layers = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch's own encoder as one operation, which nobody can count
     model.eval()
     try:
         # Attention as plain products, which the counter knows on every device.
@@ -51,6 +53,7 @@ def _counted(model: nn.Module, example: Batch) -> int:
     except Exception:  # it is somebody else's code under a mode it was not written for; training itself will tell
         return 0
     finally:
+        torch.backends.mha.set_fastpath_enabled(whole_layers)
         model.train(training)
         with torch.no_grad():
             for buffer, before in buffers:  # some models count their calls

@@ -23,7 +23,7 @@ def write_meta(
     """Write once what this run is and was made with; gives back the level at which a resume here goes on.
 
     exact: the same hardware, software and settings, so bit for bit as if never interrupted. continuous: nothing is
-    skipped or repeated, but sums may be rounded otherwise.
+    skipped or repeated, but sums may be rounded otherwise: what is compiled depends on which shapes came before.
     """
     made_with = {
         "torch": torch.__version__,
@@ -55,4 +55,5 @@ def write_meta(
             "made_with": made_with,
         }
         run.write_json("meta", meta)
-    return "exact" if made_with["deterministic"] and meta["made_with"] == made_with else "continuous"
+    same = meta["made_with"] == made_with
+    return "exact" if same and made_with["deterministic"] and not compiled else "continuous"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 GB = 1_000_000_000
+KEPT = "could not create a primitive"  # oneDNN
 # How torch and what it calls say so where they raise a plain RuntimeError. oneDNN has one sentence for all that keeps
 # it from making a primitive; at shapes that have worked before, what it lacks is memory.
 WORDS = (
@@ -19,7 +20,7 @@ WORDS = (
     "cannot allocate memory",  # mmap and everything else that asks the system
     "std::bad_alloc",
     "could not create a memory object",  # oneDNN
-    "could not create a primitive",
+    KEPT,
     "cuda error: out of memory",  # from the driver, past torch's allocator
     "cuda out of memory",
     "cublas_status_alloc_failed",
@@ -60,7 +61,7 @@ def limited(gigabytes: float, device: torch.device, note: Callable[[str], None] 
 
     On a GPU it is the memory of the GPU, else all private memory of this process. 0 = what there is, which on a CPU is
     a limit, too: past the memory of the machine or its container the kernel would kill the process without a word.
-    Where no limit can be set, `note` is told. Raises ValueError for less than is taken already.
+    Where a limit that was asked for cannot be set, `note` is told. Raises ValueError for less than is taken already.
     """
     if device.type == "cuda":
         if gigabytes:
@@ -72,8 +73,10 @@ def limited(gigabytes: float, device: torch.device, note: Callable[[str], None] 
             if gigabytes:
                 torch.cuda.set_per_process_memory_fraction(1.0, device)
         return
-    wanted = int(gigabytes * GB) or (_machine_bytes() or 0)
-    taken = _own("VmData")
+    taken, wanted = _own("VmData"), int(gigabytes * GB)
+    if not gigabytes and taken is not None:
+        # What is taken may never have been touched: where it is much of the machine, it says nothing of what is left.
+        wanted = whole if (whole := _machine_bytes() or 0) > 2 * taken else 0
     if device.type != "cpu" or taken is None or not wanted:  # RLIMIT_DATA binds what is mapped on Linux only
         if gigabytes:
             note(f"train.memory_limit_gb={gigabytes:g} cannot be kept on this system ({sys.platform}, {device.type})")

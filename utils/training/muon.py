@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from utils.runtime.device import multiplies_bf16
+
 # Each triple is an odd polynomial a x + b x^3 + c x^5 of the singular values; one after the other they bring all from
 # 0.003 ... 1 to 0.78 ... 1.22. Each is the best of its degree for what the one before leaves: Amsel et al. 2025, "The
 # Polar Express" (https://arxiv.org/abs/2505.16932), solved for this interval, with 2 % of room at the
@@ -25,6 +27,7 @@ TINIEST = 1e-36  # a sum of powers below it is that of a matrix of zeros
 TOGETHER, ELSEWHERE = {"cpu": 2**20}, 2**24
 
 Parts = tuple[int, tuple[int, ...]]  # the dimension along which a matrix is several, and their sizes
+Stack = tuple[list[Tensor], list[Tensor], list[Tensor]]  # weights, gradients and momenta of matrices of one shape
 
 
 class Muon(torch.optim.Optimizer):
@@ -39,15 +42,13 @@ class Muon(torch.optim.Optimizer):
     The other groups are AdamW in torch's fused kernel. `dtype` is the format of the orthogonalising products, whatever
     the model computes in; None = `fast_dtype`.
 
-    Obeys `grad_scale` and `found_inf` as torch's fused optimizers do, without waiting for a device: gradients are
-    divided by the one, and where the other is 1 weights, momenta and counts stay as they are.
+    Obeys the attributes `grad_scale` and `found_inf` as torch's fused optimizers do, without waiting for a device:
+    gradients are divided by the one, and where the other is 1 weights, momenta and counts stay as they are. All that
+    it keeps is made before the first weight is changed, by such a step, too.
 
     State, fp32 and of the parameter's shape: `momentum`; for AdamW `exp_avg`, `exp_avg_sq` and a scalar `step`.
     Raises ValueError for an orthogonal group with a parameter that is no matrix.
     """
-
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -82,18 +83,28 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found = self.found_inf
+        groups = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
+        stacks = [(group, stack) for group in groups if group["orthogonal"] for stack in self._stacks(group)]
+        for group in groups:
+            if not group["orthogonal"]:
+                self._make_moments(group)
+        for _, (weights, _, _) in stacks:
+            if weights[0].device.type == "cpu":  # where it is kept
+                self._room_for(weights)
+        scale, found = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         if found is not None and found.device.type == "cpu":  # there it can be asked for nothing
             if found.item():
                 return loss
             found = None
-        for group in self.param_groups:
-            if any(p.grad is not None for p in group["params"]):
-                (self._orthogonal_step if group["orthogonal"] else self._adamw_step)(group, found)
+        for group, stack in stacks:
+            self._orthogonal_step(*stack, group, scale, found)
+        for group in groups:
+            if not group["orthogonal"]:
+                self._adamw_step(group, scale, found)
         return loss
 
-    def _orthogonal_step(self, group: dict[str, Any], found: Tensor | None) -> None:
-        # Matrices of one shape go through the products together: a few large ones instead of many small.
+    def _stacks(self, group: dict[str, Any]) -> list[Stack]:
+        """Matrices of one shape go through the products together: a few large ones instead of many small."""
         alike: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}
         for p, parts in zip(group["params"], group["parts"], strict=True):
             if p.grad is not None:
@@ -101,30 +112,30 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
                 for pieces in zip(*(_cut(x, parts) for x in (p, p.grad, self.state[p]["momentum"])), strict=True):
                     alike.setdefault((pieces[0].shape[0], pieces[0].shape[1]), []).append(pieces)
-        for (rows, columns), all_pieces in alike.items():
-            device = all_pieces[0][0].device
-            at_once = max(1, TOGETHER.get(device.type, ELSEWHERE) // (rows * columns))
-            for i in range(0, len(all_pieces), at_once):
-                weights, gradients, momenta = (
-                    list(column) for column in zip(*all_pieces[i : i + at_once], strict=True)
-                )
-                self._turn(weights, gradients, momenta, group, found)
+        stacks: list[Stack] = []
+        for (rows, columns), found in alike.items():
+            at_once = max(1, TOGETHER.get(found[0][0].device.type, ELSEWHERE) // (rows * columns))
+            for i in range(0, len(found), at_once):
+                weights, gradients, momenta = (list(column) for column in zip(*found[i : i + at_once], strict=True))
+                stacks.append((weights, gradients, momenta))
+        return stacks
 
-    def _turn(
+    def _orthogonal_step(
         self,
         weights: list[Tensor],
         gradients: list[Tensor],
         momenta: list[Tensor],
         group: dict[str, Any],
+        scale: Tensor | None,
         found: Tensor | None,
     ) -> None:
         """One step of matrices of one shape."""
         (rows, columns), device = weights[0].shape, weights[0].device
         mu, lr, decay = group["momentum"], group["lr"], group["lr"] * group["weight_decay"]
-        room = self._room_for((len(weights), rows, columns), device)
+        room = self._room_for(weights)
         updates, pieces = room.updates, list(room.updates.unbind())
         for piece, gradient in zip(pieces, gradients, strict=True):
-            torch.div(gradient, 1.0 if self.grad_scale is None else self.grad_scale.to(device), out=piece)
+            torch.div(gradient, 1.0 if scale is None else scale.to(device), out=piece)
         taken: float | Tensor = 1.0
         if found is not None:
             taken = 1.0 - found.to(device)
@@ -133,26 +144,31 @@ class Muon(torch.optim.Optimizer):
                 torch.where(taken.bool(), piece, momentum, out=piece)
         torch._foreach_lerp_(momenta, pieces, 1.0 - mu)
         torch._foreach_lerp_(pieces, momenta, mu)
+        if room.x.dtype == torch.float16:  # it ends at 6e-8, and gradients may be smaller
+            updates.div_(torch.linalg.vector_norm(updates, dim=(1, 2), keepdim=True).clamp_(min=TINIEST))
         updates.copy_(orthogonal(room.x.copy_(updates), room))
         updates.mul_(-lr * MATCHED_RMS * math.sqrt(max(rows, columns)) * taken)
         torch._foreach_mul_(weights, 1.0 - decay * taken)
         torch._foreach_add_(weights, pieces)
 
-    def _room_for(self, shape: tuple[int, int, int], device: torch.device) -> "Room":
+    def _room_for(self, weights: list[Tensor]) -> "Room":
         """Memory to work in. A CPU takes longer to hand out new memory than to add up what is in it."""
+        shape, device = (len(weights), weights[0].shape[0], weights[0].shape[1]), weights[0].device
         if device.type != "cpu":
             return Room(shape, device, self.dtype)
         if shape not in self._rooms:
             self._rooms[shape] = Room(shape, device, self.dtype)
         return self._rooms[shape]
 
-    def _adamw_step(self, group: dict[str, Any], found: Tensor | None) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        for p in params:
-            if not self.state[p]:
+    def _make_moments(self, group: dict[str, Any]) -> None:
+        for p in group["params"]:
+            if p.grad is not None and not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+    def _adamw_step(self, group: dict[str, Any], scale: Tensor | None, found: Tensor | None) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
         states = [self.state[p] for p in params]
         adamw(
             params,
@@ -162,7 +178,7 @@ class Muon(torch.optim.Optimizer):
             [],
             [state["step"] for state in states],
             fused=True,
-            grad_scale=self.grad_scale,
+            grad_scale=scale,
             found_inf=found,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -189,14 +205,13 @@ def orthogonal(x: Tensor, room: Room | None = None) -> Tensor:
 
     Singular values from 0.003 of the largest up (less where many are large) come out within about 0.7 ... 1.2, smaller
     ones grow as far as the polynomials take them; zeros stay zeros. Equal input gives equal output, bit for bit. `room`
-    is what it works in, the result's memory too; `x` is written over.
+    is what it works in, the result's memory too; `x` is written over. In fp16, which ends at 6e-8 and 65504, matrices
+    have to come with a norm of about 1.
     """
     room = room or Room((x.shape[0], x.shape[1], x.shape[2]), x.device, x.dtype)
     rows, columns = x.shape[1:]
     left = rows <= columns  # which side the smaller Gram matrix is on; turning tall ones on their side would cost more
     y, (gram, square, factor, spare) = room.y, room.small
-    if x.dtype == torch.float16:  # it ends at 6e-8, and the square of a gradient is often less
-        x.copy_(x.float() / torch.linalg.vector_norm(x.float(), dim=(1, 2), keepdim=True).clamp_(min=TINIEST))
     pairs = max(rows, columns) >= 2 * min(rows, columns)
     for i in range(0, len(COEFFICIENTS), 1 + pairs):
         a, b, c = COEFFICIENTS[i]
@@ -232,11 +247,9 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
     The result is rough by design, so it loses nothing. A property of the hardware alone: the same in every run.
     """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+    if multiplies_bf16(device):
         return torch.bfloat16
-    return torch.float32
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def _cut(x: Tensor, parts: Parts | None) -> tuple[Tensor, ...]:

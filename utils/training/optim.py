@@ -1,6 +1,5 @@
 """Which parameter is moved by what: AdamW for all, or Muon for the matrices of the blocks."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     """What `train.optimizer` says, over the model's trainable parameters, each tied one once.
 
     adamw: Loshchilov and Hutter 2019, in one fused kernel. muon: `Muon` for what `block_matrices` finds, AdamW for
-    all else; a model in which it finds nothing is trained with AdamW alone, with a warning.
+    all else; raises ValueError for a model in which it finds nothing.
     """
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adamw":
@@ -27,10 +26,9 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
     matrices = block_matrices(model)
     if not matrices:
-        warnings.warn(
-            f"train.optimizer=muon finds no matrix in repeated blocks of {type(model).__name__}: "
-            "all of it is trained with adamw",
-            stacklevel=2,
+        name = type(getattr(model, "inner", model)).__name__
+        raise ValueError(
+            f"train.optimizer=muon finds no matrix to train in repeated blocks of {name}: use train.optimizer=adamw"
         )
     turned = {
         "params": list(matrices),
@@ -97,7 +95,8 @@ def _matrices_of(module: nn.Module) -> Iterator[tuple[nn.Parameter, Parts | None
             continue
         outputs = 1 if is_conv else 0
         weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
+        if not isinstance(weight, nn.Parameter):  # worked out of others, as with weight or spectral norm
+            continue
         sizes = getattr(module, "fused", {}).get(name)
         if sizes is None and name in FUSED and weight.shape[outputs] == 3 * weight.shape[1 - outputs]:
             sizes = (weight.shape[1 - outputs],) * 3

@@ -32,16 +32,14 @@ class WorkingCopy:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = copy.deepcopy(model)
-        shared = [model.get_submodule(name) for name in model.full_precision]  # type: ignore[union-attr]
-        whole = {id(p) for module in shared for p in module.parameters()}
-        for name, module in zip(model.full_precision, shared, strict=True):  # type: ignore[arg-type]
-            self.model.set_submodule(name, module)
+        for name in model.full_precision:  # type: ignore[union-attr]
+            self.model.set_submodule(name, model.get_submodule(name))
         self._pairs: list[tuple[Tensor, Tensor]] = []  # (the copy's weight, the model's)
         done: dict[int, nn.Parameter] = {}
         for name, module in self.model.named_modules():
             for key, parameter in list(module.named_parameters(recurse=False)):
                 original = model.get_submodule(name).get_parameter(key)
-                if parameter is original and id(original) in whole and module in shared:
+                if parameter is original:  # of a module that is shared
                     continue
                 if id(original) not in done:
                     done[id(original)] = nn.Parameter(

@@ -29,13 +29,14 @@ class Profile:
         """Call before step number `step` (from 0)."""
         if not self._left or self._running or step < (TENTH if total_steps >= TENTH + self._left else 0):
             return
+        self._first, self._done = step, 0
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         try:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it writes two lines into the log
             self._running = profile(activities=activities)
             self._running.start()
         except Exception as error:  # it talks to drivers and needs rights that a walled process may not have
             self._failed(error)
-        self._first, self._done = step, 0
 
     def after(self) -> None:
         """Call after it."""

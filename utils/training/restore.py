@@ -47,9 +47,13 @@ def build_restore(checkpointer: Checkpointer, fresh: Callable[[], nn.Module]) ->
 def newest_good(root: Path) -> Path | None:
     """The newest whole checkpoint saved while nothing was wrong, or that is the best; else the newest whole one."""
     folders = sorted((path for path in root.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
-    whole = [folder for folder in folders if verify(folder) is not None]
-    best = best_checkpoint(root)
-    return next((folder for folder in whole if folder == best or _was_calm(folder)), whole[0] if whole else None)
+    best, newest = best_checkpoint(root), None
+    for folder in folders:
+        if verify(folder) is not None:
+            if folder == best or _was_calm(folder):
+                return folder
+            newest = newest or folder
+    return newest
 
 
 def _was_calm(folder: Path) -> bool:

@@ -28,7 +28,7 @@ from utils.training.choices import choose_compile, choose_precision, choose_task
 from utils.training.evaluate import what_it_takes
 from utils.training.flops import flops_per_token
 from utils.training.made_with import write_meta
-from utils.training.memory import limited
+from utils.training.memory import is_out_of_memory, limited
 from utils.training.profile import Profile
 from utils.training.restore import build_restore, take_up
 from utils.training.samples import build_sampling
@@ -53,8 +53,8 @@ def run_training(
     source = None if config.model.kind in BUILT_IN else run.path / SOURCE
     if source and not source.is_dir():
         raise ValueError(f"{source} is missing: start a run of model.kind={config.model.kind} with `tbt train`")
-    known = remembered_store(run)
-    store = for_settings(known, config.data) if known else open_store(config.data, source)
+    store = remembered_store(run)
+    store = for_settings(store, config.data) if store else open_store(config.data, source)
     run.check_data(store.fingerprint)
     device = pick_device(config.train.device)
     pick_precision(config.train.precision, device, gains=False)  # a format that is not to be had is said at once
@@ -125,8 +125,9 @@ def run_training(
                 recorder.event("note", step=trainer.progress.step, text=words)
             result = _fit(trainer)
         except Exception as error:
-            recorder.event("failed", text=str(error))
-            recorder.state(status="failed", message=str(error))
+            words = str(error) or type(error).__name__  # a MemoryError says nothing more
+            recorder.event("failed", text=words)
+            recorder.state(status="failed", message=words)
             raise
         else:
             recorder.event("finished" if result.status == "completed" else result.status, step=result.progress.step)
@@ -182,12 +183,22 @@ def _start_or_resume(
 def _saver(checkpointer: Checkpointer, recorder: Recorder) -> Callable[[Trainer, bool], None]:
     def save(trainer: Trainer, is_best: bool) -> None:
         recorder.sync()
-        state = {
-            "progress": asdict(trainer.progress),
-            "scaler": trainer.scaler.state_dict(),
-        }
-        step = trainer.progress.step
-        checkpointer.save(step, trainer.model, trainer.optimizer, state, trainer.average)
+        step, said = trainer.progress.step, ""
+        state = {"progress": asdict(trainer.progress), "scaler": trainer.scaler.state_dict()}
+        for attempt in range(2):
+            try:
+                checkpointer.save(step, trainer.model, trainer.optimizer, state, trainer.average)
+                break
+            except Exception as error:  # torch says "no memory" in several ways
+                if not is_out_of_memory(error):
+                    raise
+                said = str(error)
+            if attempt:
+                raise RuntimeError(
+                    f"memory ran out while the checkpoint of step {step} was written: those before it are whole, and "
+                    f"the same command goes on from them where there is more memory ({said[:300]})"
+                )
+            trainer.stepper.forget()  # what training has left behind, and what the C library keeps of it
         if is_best:
             _mark_best(checkpointer, trainer.progress)
         checkpointer.prune(step)

@@ -16,7 +16,7 @@ from utils.training.compiled import Compiled
 from utils.training.evaluate import count_tokens, inputs_of
 from utils.training.layer_stats import LayerStats
 from utils.training.loss import IGNORE, linear_loss, training_loss
-from utils.training.memory import HalfStepped, is_out_of_memory, release
+from utils.training.memory import KEPT, HalfStepped, is_out_of_memory, release
 from utils.training.optim import build_optimizer
 from utils.training.precision import WorkingCopy, autocast_for, build_scaler
 from utils.training.schedule import examples_before, examples_in
@@ -115,6 +115,8 @@ class Stepper:
         else:
             self.optimizer.zero_grad(set_to_none=True)
             return Step(loss, norm, finite, rate, tokens)
+        if self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale())  # or it would say that these gradients are unscaled already
         self._shrink(said, number)
         raise HalfStepped("memory ran out while the weights were changed")
 
@@ -156,9 +158,12 @@ class Stepper:
             self.checkpointing = True
         else:
             again = ", even with its layers computed again in the backward pass" if self.checkpointing else ""
+            # oneDNN keeps what it has made for every number of examples that was tried: tens of MB each.
+            tried = "begin with a lower train.batch_size, " if KEPT in said else ""
             raise RuntimeError(
-                f"one example at a time is more than fits into memory{again}: lower data.seq_len, train a smaller "
-                f"model, raise train.memory_limit_gb if it is set, or use a machine with more memory ({said[:300]})"
+                f"one example at a time is more than fits into memory{again}: {tried}lower data.seq_len, train a "
+                f"smaller model, raise train.memory_limit_gb if it is set, or use a machine with more memory "
+                f"({said[:300]})"
             )
         self.halved(self.rows)
 

@@ -240,6 +240,7 @@ class Trainer:
         new.rows, new.checkpointing = old.rows, old.checkpointing
         new.guard.rollbacks, new.guard.rate_scale = old.guard.rollbacks, old.guard.rate_scale
         new.guard.skipped = old.guard.skipped
+        self.recorder.rolled_back(new.step)
         self.recorder.state(urgent=True, **self._state())
         return where
 
@@ -259,8 +260,8 @@ class Trainer:
         if self._is_evaluated:
             self.clock.enter("evaluation")
             result = evaluate(self.stepper.refreshed(), self.val, self.device, self.stepper.autocast, self.stop)
-            self.clock.enter("other")
             if result is None:
+                self.clock.enter("other")
                 return False  # stopped half-way: done again after the resume
             improved = result.loss < (math.inf if progress.best_val_loss is None else progress.best_val_loss)
             progress.val_loss = result.loss
@@ -269,6 +270,7 @@ class Trainer:
                 progress.best_val_loss, progress.best_step = result.loss, progress.step
             progress.stopped_early = bool(self.config.patience) and progress.bad_evals >= self.config.patience
             self.recorder.val(progress.step, **result.metrics(self.bytes_per_token), **self.answer(self))
+            self.clock.enter("other")
             self._check_floor(result.loss, result.tokens)
         is_sampled = (last and self.config.sample_every) or self._due(self.config.sample_every)
         if is_sampled and not progress.guard.in_row:  # a model whose loss is not finite has nothing to say

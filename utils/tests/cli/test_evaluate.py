@@ -98,6 +98,16 @@ def test_a_person_reads_a_table(stories: Path):
     assert "nats per token" in rows[0]
 
 
+def test_what_a_model_writes_stays_on_its_line():
+    written = {"prompt": "p\x1b[2J", "answer": "a\n\nb", "reference": "r"}
+    told = {"task": "causal", "on": "val", "run": "r", "step": 3, "loss": 1.0, "perplexity": 2.7, "labels": 9,
+            "accuracy": 0.5, "macro_f1": None, "confusion": None, "classes": [], "written": [written],
+            **dict.fromkeys(("top5", "bits_per_byte", "entropy_floor", "bleu", "chrf"))}  # fmt: skip
+    assert table_of(told)[-3:] == [
+        "prompt              p?[2J", "answer              a b", "reference           r",
+    ]  # fmt: skip
+
+
 def test_a_classifier_s_mistakes_are_named():
     told = {"task": "classification", "on": "val", "run": "r", "step": 3, "loss": 1.0, "perplexity": 2.7, "labels": 9,
             "accuracy": 0.5, "macro_f1": 0.4, "confusion": [[3, 2], [4, 0]], "classes": ["cat"], "written": [],

@@ -29,6 +29,14 @@ def problems_of(*overrides, **where):
     return caught.value.problems
 
 
+def test_a_recipe_for_our_layers_is_no_setting_of_anothers_model(tmp_path: Path):
+    theirs = ("model.kind=builder", "model.ref=somewhere")
+    (found,) = problems_of(*theirs, "model.shape.zero_init=true")
+    assert found.startswith("model.shape.zero_init is for gpt and llama, and a model from elsewhere (kind builder)")
+    (tmp_path / "ours.yaml").write_text("model: {shape: {zero_init: true}}")  # a preset's own model has them
+    assert load_config(file=tmp_path / "ours.yaml", overrides=theirs).model.kind == "builder"
+
+
 # -- presets and round trips ------------------------------------------------------------------------
 
 
@@ -234,7 +242,8 @@ def test_every_problem_is_in_one_message():
         "'nonsense' is not a setting: write key.path=value, such as train.max_steps=300",
         "'=4' is not a setting: write key.path=value, such as train.max_steps=300",
         "train.batch_size='many': input should be a valid integer, unable to parse string as an integer"
-        "  [Examples per micro-batch; auto (or 0) = the largest that fits into memory, found once per run.]",
+        "  [Examples per micro-batch; auto (or 0) = the largest power of two that fits into memory, found once "
+        "per run.]",
         "train.beta1=1.5: input should be less than 1  [AdamW: decay of the running mean of gradients.]",
         "unknown setting train.max_stepz: did you mean train.max_steps?",
         "data.seq_len=512 is longer than model.shape.block_size=256: lower the one or raise the other",

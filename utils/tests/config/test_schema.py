@@ -31,6 +31,10 @@ RULES = [
         "model.shape.activation, qk_norm, value_residual and zero_init are for gpt and llama: a bdh has none of them",
     ),
     (
+        ["model.kind=bdh", "train.optimizer=muon"],
+        "train.optimizer=muon is for matrices of repeated blocks, and a bdh has none: use adamw",
+    ),
+    (
         ["train.batch_warmup_steps=1001"],
         "train.batch_warmup_steps=1001 is longer than train.max_steps=1000",
     ),

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,25 @@ def test_global_random_state_is_untouched() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_what_a_model_keeps_of_a_forward_pass_can_be_trained_with() -> None:
+    class Keeps(torch.nn.Module):
+        task, table = "causal", None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.shape, self.weight = SHAPE, torch.nn.Parameter(torch.ones(SHAPE.vocab_size))
+
+        def forward(self, input_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+            if self.table is None:  # as a model of its own making remembers its mask
+                self.table = torch.eye(SHAPE.vocab_size)
+            return self.table[input_ids] * self.weight
+
+    model = Keeps()
+    list(generate_ids(model, [1], 3))
+    model(torch.tensor([[1, 2]])).sum().backward()
+    assert model.weight.grad is not None
+
+
 def test_training_mode_comes_back_module_by_module() -> None:
     model = lively().train()
     model.blocks[0].eval()  # a frozen part
@@ -136,7 +156,7 @@ def test_training_mode_comes_back_module_by_module() -> None:
     stream = generate_ids(model, [1], 3)
     next(stream)
     assert not any(now().values())
-    assert not torch.is_inference_mode_enabled()  # between tokens the caller may train something
+    assert torch.is_grad_enabled()  # between tokens the caller may train something
     stream.close()
     assert now() == before
 

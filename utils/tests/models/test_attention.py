@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from utils.models import attention
 from utils.models.attention import BlockedAttention, attend
+from utils.models.documents import same_document
 
 
 def both(shape: tuple[int, ...], dtype: torch.dtype, kv_heads: int | None = None) -> list[list[torch.Tensor]]:
@@ -19,7 +20,7 @@ def both(shape: tuple[int, ...], dtype: torch.dtype, kv_heads: int | None = None
         if plain and kv_heads:
             y = attend(q, k, v)
         elif plain:
-            y = BlockedAttention.apply(q, k, v)
+            y = BlockedAttention.apply(q, k, v, None)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=bool(kv_heads))
         (y.float() * weight).sum().backward()
@@ -38,7 +39,9 @@ def test_it_is_the_fused_kernel_s_function(T: int, queries: int, monkeypatch):
 def test_gradients_are_those_of_finite_differences(monkeypatch):
     monkeypatch.setattr(attention, "QUERIES", 2)
     qkv = [torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(BlockedAttention.apply, qkv)
+    documents = torch.tensor([[1, 1, 1, 2, 2]])
+    for seen in (None, same_document(documents).tril()):
+        assert torch.autograd.gradcheck(BlockedAttention.apply, (*qkv, seen))
 
 
 @pytest.mark.parametrize("kv_heads", [None, 2])
@@ -52,7 +55,9 @@ def test_in_bf16_it_is_as_near_to_fp32_as_the_fused_kernel(kv_heads: int | None)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_a_mask_in_bf16_is_obeyed_as_the_fused_kernel_does(kv_heads: int):
+@pytest.mark.parametrize("queries", [5, 64])
+def test_a_mask_in_bf16_is_obeyed_as_the_fused_kernel_does(kv_heads: int, queries: int, monkeypatch):
+    monkeypatch.setattr(attention, "QUERIES", queries)
     torch.manual_seed(0)
     q = torch.randn(2, 4, 12, 8, dtype=torch.bfloat16, requires_grad=True)
     k, v = (torch.randn(2, kv_heads, 12, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
@@ -61,7 +66,27 @@ def test_a_mask_in_bf16_is_obeyed_as_the_fused_kernel_does(kv_heads: int):
     for y in (attend(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)):
         found.append([y, *torch.autograd.grad(y.float().square().sum(), (q, k, v))])
     for got, want in zip(*found, strict=True):
-        assert torch.allclose(got.float(), want.float(), atol=0.02 * float(want.abs().max()))
+        assert torch.allclose(got.float(), want.float(), atol=0.02 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(6, 6, dtype=torch.bool).tril()], ids=["no mask", "mask"])
+def test_grouped_heads_are_the_same_where_no_kernel_takes_them(mask: torch.Tensor | None, monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 6, 8, requires_grad=True) for heads in (4, 2, 2))
+    found = []
+    for serves in (True, False):
+        monkeypatch.setattr(attention, "_serves_groups", lambda *_, serves=serves: serves)
+        y = attend(q, k, v, mask)
+        found.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
+    for got, want in zip(*found, strict=True):
+        assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    q, k, v = (torch.randn(1, 2, 6, 4, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    (slope,) = torch.autograd.grad(attend(q, k, v).float().square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.float().sum().backward()
 
 
 def test_dropout_drops_probabilities_and_keeps_their_mean():

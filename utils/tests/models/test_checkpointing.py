@@ -1,5 +1,6 @@
 """Activations that are computed twice: the same loss and gradients bit for bit, from less memory."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from utils.inference.generate import generate_ids
 from utils.models.adapter import adapt, load_export
 from utils.models.checkpointing import use_checkpointing
 from utils.models.registry import build_model
+from utils.tests.models.test_gpt_and_llama import GrowingCache
 from utils.training.precision import WorkingCopy
 
 V = 50
@@ -106,13 +108,32 @@ def test_generation_with_a_cache_is_not_disturbed(kind: str) -> None:
     assert list(generate_ids(model, [1, 2], 12)) == plain
 
 
-@pytest.mark.parametrize("theirs", [
-    GPT2LMHeadModel(GPT2Config(vocab_size=V, n_positions=24, n_embd=32, n_layer=4, n_head=2, bos_token_id=0,
-                               eos_token_id=0)),
-    LlamaForCausalLM(LlamaConfig(vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                                 num_attention_heads=2, max_position_embeddings=24)),
-], ids=lambda each: type(each).__name__)  # fmt: skip
-def test_a_model_of_transformers_uses_its_own_switch(theirs: nn.Module) -> None:
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_a_cache_in_training_is_written_once(kind: str) -> None:
+    ids, found = torch.randint(V, (2, 24)), []
+    for again in (False, True):
+        model = build(kind, {"dropout": 0.0})
+        if again:
+            use_checkpointing(model)
+        cache = GrowingCache()
+        torch.cat([model(part, cache) for part in ids.split((10, 14), dim=1)], dim=1).logsumexp(-1).sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(map(torch.equal, *found))
+
+
+def transformers_gpt() -> nn.Module:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=V, n_positions=24, n_embd=32, n_layer=4, n_head=2, bos_token_id=0,
+                                      eos_token_id=0))  # fmt: skip
+
+
+def transformers_llama() -> nn.Module:
+    return LlamaForCausalLM(LlamaConfig(vocab_size=V, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+                                        num_attention_heads=2, max_position_embeddings=24))  # fmt: skip
+
+
+@pytest.mark.parametrize("build_theirs", [transformers_gpt, transformers_llama])
+def test_a_model_of_transformers_uses_its_own_switch(build_theirs: Callable[[], nn.Module]) -> None:
+    theirs = build_theirs()
     model, ids = adapt(theirs, theirs.config.to_dict(), "causal").train(), torch.randint(V, (3, 24))
     kept, plain = kept_bytes(model, ids)[0], gradients(model, ids)
     use_checkpointing(model)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.notebook.display import RunView
+from utils.notebook.find_rate import round_marks
 from utils.notebook.live_chart import WIDTH, split_bar
 from utils.runs.folder import RunFolder
 from utils.runs.lock import RunLock
@@ -35,7 +36,7 @@ def test_a_running_run_shows_its_numbers_once(run: RunFolder):
         }  # fmt: skip
     for value in view.numbers().values():
         assert page.count(f">{value}<") == 1
-    assert "tokens/s" not in page  # they stand beside the line, not in it
+    assert "tokens/s" not in page  # they stand below the line, not in it
     assert "12.3k tokens/s  mfu 43 %  2:05 left" not in page
 
 
@@ -67,6 +68,20 @@ def test_what_a_run_survived_is_said_like_an_alert(run: RunFolder):
     page = RunView(run)._repr_html_()
     for words in ("step 1: &lt;8&gt; rows", "step 3: the loss was nan", "step 4: back to step 2"):
         assert page.count(words) == 1
+
+
+def test_the_marks_of_a_loss_axis_are_round_and_few():
+    assert round_marks(4.72, 8.26) == [5, 6, 7, 8]
+    assert round_marks(0.0131, 0.0169) == pytest.approx([0.014, 0.015, 0.016])
+    for high in (1e-9, 0.7, 1.0, 9.99, 10.0, 1e5):
+        assert 2 <= len(round_marks(0.0, high)) <= 7
+
+
+def test_what_a_run_chose_by_itself_is_said_quietly(run: RunFolder):
+    (run.path / "events.jsonl").write_text('{"event": "note", "step": 0, "text": "batch_size=auto is <8>"}\n')
+    page = RunView(run)._repr_html_()
+    assert page.count("batch_size=auto is &lt;8&gt;") == 1
+    assert "#dc2626" not in page  # it is no alert
 
 
 def test_nonsense_in_a_state_is_not_drawn(run: RunFolder):

@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.runtime.device import cpu_cores, cpu_quota, describe, peak_memory, pick_device, pick_precision
-from utils.runtime.peak import gains_from_bf16
+from utils.runtime import device as device_module
+from utils.runtime.device import (
+    cpu_cores,
+    cpu_quota,
+    describe,
+    multiplies_bf16,
+    peak_memory,
+    pick_device,
+    pick_precision,
+)
+from utils.runtime.peak import gains_from_bf16, has_bf16_instructions
+from utils.training.muon import fast_dtype
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -47,6 +57,15 @@ def test_formats_on_a_cpu_for_a_model_that_gains_nothing_from_bf16(wanted, given
 def test_a_cpu_computes_in_bf16_where_that_is_faster():
     assert pick_precision("auto", CPU) == ("bf16" if gains_from_bf16(CPU) else "fp32")
     assert pick_precision("fp32", CPU) == "fp32"
+
+
+def test_one_answer_says_what_is_computed_in_bf16(monkeypatch):
+    assert multiplies_bf16(CPU) == has_bf16_instructions()
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(device_module, "has_bf16_instructions", lambda has=has: has)
+        assert (multiplies_bf16(CPU), fast_dtype(CPU)) == (has, dtype)
+    assert pick_precision("bf16", CPU) == "bf16"  # slowly, but who asks for it gets it
+    assert not multiplies_bf16(torch.device("mps"))
 
 
 @pytest.mark.parametrize("gains", [True, False])

@@ -83,6 +83,22 @@ def test_a_rate_measured_while_others_had_the_cores_is_not_remembered(cache: Pat
     assert not cache.exists()
 
 
+def test_products_too_large_for_the_memory_are_left_out(cache: Path, monkeypatch):
+    multiply, limit = peak._multiply, [1024]
+
+    def refuse(matrix: torch.Tensor, device: torch.device) -> None:
+        if len(matrix) >= limit[0]:
+            raise RuntimeError("could not create a primitive")
+        multiply(matrix, device)
+
+    monkeypatch.setattr(peak, "_multiply", refuse)
+    monkeypatch.setattr(peak, "SECONDS", 10.0)
+    assert peak._measure(CPU, ("fp32",))["fp32"] > 1e6
+    limit[0] = 1
+    with pytest.raises(RuntimeError, match="primitive"):
+        peak._measure(CPU, ("fp32",))
+
+
 def test_measuring_draws_no_random_numbers(cache: Path):
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -109,6 +125,7 @@ def test_bf16_is_chosen_where_the_processor_has_it_and_gains_enough(cache: Path)
         ("NVIDIA H200", "bf16", True, 989e12),
         ("NVIDIA H200", "fp32", True, 494e12),
         ("NVIDIA H200", "fp32", False, 66.9e12),
+        ("NVIDIA A10G", "bf16", True, 70e12),
         ("Tesla T4", "fp16", True, 65e12),
         ("Tesla T4", "fp32", True, 8.1e12),
         ("Tesla T4", "bf16", True, None),

@@ -61,6 +61,20 @@ def test_the_largest_that_fits(monkeypatch):
     assert fitting_batch_size(model, TrainConfig(batch_size=0), train, CPU, "fp32").batch_size == 1
 
 
+def test_there_is_room_for_the_average(monkeypatch):
+    model, train, config = tiny_model(n_layer=2), batches(), TrainConfig(batch_size=0, stats_every=0)
+    weights = sum(p.numel() for p in model.parameters())
+    stepper = Stepper(model, config, train, CPU, "fp32", ahead=False)
+    stepper.working.train()
+    peak = growth(stepper, train).peak(64)
+    stepper.forget()
+    # As much as 64 examples take, optimizer state, gradients, and half an average.
+    monkeypatch.setattr(module, "free_bytes", lambda: (peak + (module.STATE + 6) * weights) / module.SHARE)
+    averaged = config.model_copy(update={"ema_decay": 0.9})
+    found = [fitting_batch_size(model, each, train, CPU, "fp32").batch_size for each in (config, averaged)]
+    assert found == [64, 32]
+
+
 def test_no_more_than_there_are():
     found = fitting_batch_size(tiny_model(), TrainConfig(batch_size=0), batches(16 * 12), CPU, "fp32")
     assert found.batch_size == 8  # of 11 examples
@@ -77,9 +91,13 @@ class Counting(torch.nn.Module):
         self.table, self.norm = torch.nn.Embedding(300, 8), torch.nn.BatchNorm1d(8)
         self.head = torch.nn.Linear(8, 300)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("places", torch.zeros(1), persistent=False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         self.calls += 1
+        if len(self.places) < input_ids.shape[1]:  # tables that are made, or grow, when they are needed
+            self.register_buffer("places", torch.zeros(input_ids.shape[1]), persistent=False)
+            self.register_buffer("scales", torch.ones(8), persistent=False)
         return self.head(self.norm(self.table(input_ids).mT).mT)
 
 

@@ -121,6 +121,35 @@ def test_classes_are_counted_by_what_they_were_taken_for():
     assert found.metrics(None)["val/macro_f1"] == found.macro_f1
 
 
+def test_of_many_classes_there_is_no_table():
+    labels, n = torch.arange(60), evaluation.MOST_CLASSES + 10
+    found = judged(nn.functional.one_hot(labels // 2 * 2, n).float(), labels)  # every second one is right
+    assert found.confusion == ()
+    assert found.macro_f1 == pytest.approx((30 * 2 / 3) / 60)  # 2 x 1 / (1 + 2), and 0 for the class never guessed
+
+
+class Keeps(nn.Module):
+    """Makes a table when it is first called, as rotary embeddings often do."""
+
+    table: torch.Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(65, 65)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            self.table = torch.arange(65.0).cos()
+        return self.embedding(ids) * self.table
+
+
+def test_what_a_model_keeps_of_an_evaluation_is_of_use_in_training():
+    model = Keeps()
+    evaluate(model, text_batches(100, 65, 3), CPU, nullcontext)
+    model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+    assert model.embedding.weight.grad.any()
+
+
 def test_nothing_to_predict_is_said():
     with pytest.raises(ValueError, match="nothing to predict"):
         judged(torch.zeros(1, 3, 7), torch.full((1, 3), IGNORE))

@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.config.schema import RunConfig
 from utils.data.storing.run_store import remember_store
@@ -14,7 +16,8 @@ from utils.data.storing.token_store import open_store
 from utils.notebook.find_rate import RateView, rate_chart
 from utils.runs.folder import RunFolder
 from utils.tests.tiny import tiny_config
-from utils.training.find_rate import find_rate
+from utils.training.compiled import Compiled
+from utils.training.find_rate import _stepper, find_rate
 from utils.training.rate_curve import RateCurve, rising_rates
 from utils.training.run import run_training
 
@@ -29,6 +32,20 @@ def curve_of(config: RunConfig, steps: int = 60) -> RateCurve:
     losses = [json.loads(line)["loss"] for line in (run.path / "rates.jsonl").read_text().splitlines()]
     losses = losses[: losses.index(None)] if None in losses else losses
     return RateCurve(tuple(rates[: len(losses)]), tuple(losses), len(losses) < steps)
+
+
+def test_it_computes_as_the_run_will(tmp_path: Path):
+    settings = tiny_config(
+        tmp_path / "run", "train.compile=on", "train.activation_checkpointing=true", "train.memory_limit_gb=0.01"
+    )
+    RunFolder(settings.run_dir).create(settings)
+    remember_store(RunFolder(settings.run_dir), open_store(settings.data))
+    stepper = _stepper(settings, torch.device("cpu"))
+    assert stepper.checkpointing
+    assert isinstance(stepper._forward, Compiled)
+    if sys.platform == "linux":
+        with pytest.raises(ValueError, match=r"memory_limit_gb=0\.01 is less than is taken"):
+            find_rate(settings, rising_rates(20), tmp_path / "rates.jsonl")
 
 
 def valley(steps: int = 100, at: float = 1e-2) -> RateCurve:

@@ -73,6 +73,20 @@ def test_other_models_are_counted():
     assert flops_per_token(model, 40, example()) == pytest.approx(counted(model, example().inputs[0]), rel=0.02)
 
 
+class Encoder(nn.Sequential):
+    """One of torch's own layers, which it does as a single operation where nobody wants a gradient."""
+
+    def __init__(self) -> None:
+        layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+        super().__init__(nn.Embedding(100, 32), layer, nn.Linear(32, 100))
+
+
+def test_layers_that_torch_would_hide_are_counted():
+    model, enabled = Encoder(), torch.backends.mha.get_fastpath_enabled()
+    assert flops_per_token(model, 40, example()) == pytest.approx(counted(model, example().inputs[0]), rel=0.02)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
 def test_counting_leaves_nothing_behind():
     model = Elsewhere().train()
     torch.manual_seed(3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from utils.training import memory
 from utils.training.memory import free_bytes, is_out_of_memory, limited
 
 CPU = torch.device("cpu")
@@ -211,7 +212,7 @@ def counted(model, batch, device, tally):
     asked.append(len(batch.labels))
     count(model, batch, device, tally)
 module._count = counted
-for megabytes in (0, 25):
+for megabytes in (0, 10):
     release(torch.device("cpu"))
     with limited((_own("VmData") + megabytes * 1e6) / GB if megabytes else 0, torch.device("cpu")):
         found = evaluate(model, val, torch.device("cpu"), nullcontext)
@@ -250,5 +251,15 @@ def test_a_limit_is_kept_and_lifted():
         pass
     assert before is not None
     assert before > 100_000_000
-    with limited(0, CPU):
-        assert free_bytes() <= before * 1.5
+
+
+@linux
+def test_without_a_limit_the_machine_is_one_unless_it_would_bind_at_once(monkeypatch):
+    import resource
+
+    taken, before = memory._own("VmData"), resource.getrlimit(resource.RLIMIT_DATA)
+    for times, limit in ((3, 3 * taken), (1.5, before[0]), (0.5, before[0])):
+        monkeypatch.setattr(memory, "_machine_bytes", lambda times=times: int(times * taken))
+        with limited(0, CPU):
+            assert resource.getrlimit(resource.RLIMIT_DATA)[0] == limit
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before

@@ -47,6 +47,8 @@ def test_all_large_singular_values_become_one(shape: tuple[int, int], dtype: tor
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     spread = u @ torch.logspace(0, -2.3, 64).diag() @ v  # from 1 to 0.005
     x = torch.stack([torch.randn(shape), spread, u @ v, 1e-6 * spread])
+    if dtype == torch.float16:
+        x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
     got = torch.linalg.svdvals(orthogonal(x.to(dtype)).float()[:3])
     assert got.min() > 0.68
     assert got.max() < 1.26
@@ -60,6 +62,7 @@ def test_all_large_singular_values_become_one(shape: tuple[int, int], dtype: tor
 def test_a_matrix_of_low_rank_or_of_zeros_stays_one(dtype: torch.dtype):
     torch.manual_seed(0)
     x = torch.stack([torch.outer(torch.randn(32), torch.randn(48)), torch.zeros(32, 48)])
+    x[0] /= x[0].norm()
     values = torch.linalg.svdvals(orthogonal(x.to(dtype)).float())
     assert 0.7 < values[0, 0] < 1.25
     assert values[0, 1:].max() < 0.9
@@ -178,6 +181,16 @@ def test_what_is_not_finite_changes_nothing(steps_before: int):
         for each in (optimizer, twin):
             set_gradients(each, step)
             each.step()
+    if not steps_before:  # what it keeps is made by such a step, too
+        untouched = weights()
+        set_gradients(optimizer, 3)
+        optimizer.found_inf = torch.ones(())
+        optimizer.step()
+        assert all(torch.equal(p, q) for p, q in zip(optimizer.param_groups[0]["params"], untouched, strict=True))
+        state = everything(optimizer)[len(SHAPES) + 1 :]
+        assert len(state) == len(SHAPES) + 3
+        assert not any(value.any() for value in state)
+        del optimizer.found_inf
     before = everything(optimizer)
     for waits in (True, False):  # a CPU is asked, a GPU is not: there the arithmetic itself leaves all as it was
         set_gradients(optimizer, 5)
@@ -190,8 +203,9 @@ def test_what_is_not_finite_changes_nothing(steps_before: int):
             assert all(torch.equal(a, b) for a, b in zip(everything(optimizer), before, strict=True))
         else:
             with torch.no_grad():
-                optimizer._orthogonal_step(optimizer.param_groups[0], found)
-                optimizer._adamw_step(optimizer.param_groups[1], found)
+                for stack in optimizer._stacks(optimizer.param_groups[0]):
+                    optimizer._orthogonal_step(*stack, optimizer.param_groups[0], None, found)
+                optimizer._adamw_step(optimizer.param_groups[1], None, found)
     for each in (optimizer, twin):
         each.found_inf = torch.zeros(())
         set_gradients(each, 7)
@@ -199,13 +213,46 @@ def test_what_is_not_finite_changes_nothing(steps_before: int):
     assert all(torch.equal(a, b) for a, b in zip(everything(optimizer), everything(twin), strict=True))
 
 
-def test_a_scaler_leaves_an_overflow_out():
+def test_memory_that_runs_out_does_so_before_anything_is_changed(monkeypatch: pytest.MonkeyPatch):
+    class Narrow(muon.Room):
+        made = 0
+
+        def __init__(self, *args) -> None:
+            Narrow.made += 1
+            if Narrow.made == 3:
+                raise MemoryError
+            super().__init__(*args)
+
+    monkeypatch.setattr(muon, "Room", Narrow)
+    optimizer = build(weights())
+    set_gradients(optimizer, 0)
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    for p, q in zip(optimizer.param_groups[0]["params"], weights(), strict=True):
+        assert torch.equal(p, q)
+        assert not optimizer.state[p]["momentum"].any()
+
+
+def test_in_fp16_the_smallest_gradients_still_point_somewhere():
+    tiny, plain = build(weights(), dtype=torch.float16), build(weights(), dtype=torch.float16)
+    for optimizer, size in ((tiny, 2.0**-40), (plain, 1.0)):
+        set_gradients(optimizer, 0)
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad *= size
+        optimizer.step()
+    for p, q in zip(tiny.param_groups[0]["params"], plain.param_groups[0]["params"], strict=True):
+        torch.testing.assert_close(p, q, atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("unscaled", [True, False])
+def test_a_scaler_leaves_an_overflow_out(unscaled: bool):
     optimizer, scaler = build(weights()), torch.amp.GradScaler("cpu", init_scale=4.0)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for factor, moves in ((float("inf"), False), (1.0, True)):
         before = everything(optimizer)
         scaler.scale(sum((factor * p).sum() for p in params)).backward()
-        scaler.unscale_(optimizer)
+        if unscaled:
+            scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

@@ -127,28 +127,24 @@ def test_models_from_elsewhere(name: str, turned: list[str], not_turned: list[st
 
 
 def test_layers_of_transformers_hold_their_inputs_first():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=11, n_positions=4)
-    model = transformers.GPT2LMHeadModel(config)
-    parts = {name: block_matrices(model).get(p, "no") for name, p in model.named_parameters()}
-    assert parts["transformer.h.1.attn.c_attn.weight"] == (1, (8, 8, 8))
-    assert parts["transformer.h.1.mlp.c_fc.weight"] is None
-    assert parts["transformer.wte.weight"] == "no"
+    conv = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    block = nn.ModuleDict({"c_attn": conv(24, 8), "c_fc": conv(32, 8)})
+    model = nn.ModuleList([block, nn.Embedding(11, 8)])
+    assert block_matrices(model) == {block.c_attn.weight: (1, (8, 8, 8)), block.c_fc.weight: None}
 
 
-def test_a_model_without_such_matrices_is_trained_by_adamw_and_says_so():
-    models = [nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
-    with pytest.warns(UserWarning, match=r"train.optimizer=muon finds no matrix .* all of it is trained with adamw"):
-        muon = build_optimizer(models[0], MUON)
-    adamw = build_optimizer(models[1], MUON.model_copy(update={"optimizer": "adamw"}))
-    for _ in range(3):
-        for model, optimizer in zip(models, (muon, adamw), strict=True):
-            model(torch.arange(5)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert torch.equal(a, b)
+def test_a_weight_that_is_worked_out_of_others_stays_with_adamw():
+    block = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
+    model = nn.ModuleList([block])
+    assert list(block_matrices(model)) == [block[1].weight]
+    given = [len(group["params"]) for group in build_optimizer(model, MUON).param_groups]
+    assert given == [1, 2, 2]  # its length (8, 1) and direction (8, 8), and two biases
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)), nn.ModuleList()])
+def test_a_model_without_such_matrices_is_refused(model: nn.Module):
+    with pytest.raises(ValueError, match=r"muon finds no matrix to train in .* of (Sequential|ModuleList): use train"):
+        build_optimizer(model, MUON)
 
 
 def test_a_run_with_muon_learns_and_resumes_exactly(tmp_path: Path):
@@ -163,5 +159,3 @@ def test_a_run_with_muon_learns_and_resumes_exactly(tmp_path: Path):
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
     losses = [row["val/loss"] for row in metrics_of(tmp_path / "whole") if row["kind"] == "val"]
     assert losses[0] > losses[1] > losses[2]
-    run_training(tiny_config(tmp_path / "adamw", "train.learning_rate=1e-2", "train.sample_every=0"))
-    assert weights_hash(tmp_path / "adamw") != weights_hash(tmp_path / "whole")
