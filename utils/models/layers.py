@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from utils.config.schema import ModelShape
 
-# torch 2.6 tells an export only as one of the things that compile.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
 
 def by_hand(x: Tensor) -> bool:
     """Whether to take a backward pass that is written out, for what is computed from `x`: in training alone.
 
     Never in an export (`torch.jit.trace`, `torch.export`, and so ONNX): no other program knows such a function.
     """
-    return x.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing() and not _is_exporting()
+    if not (x.requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing():
+        return False
+    if hasattr(torch.compiler, "is_exporting"):
+        return not torch.compiler.is_exporting()
+    return not torch.compiler.is_compiling()  # torch 2.6 tells an export only as one of the things that compile
 
 
 class MLP(nn.Module):
