@@ -21,6 +21,7 @@ from utils.runs.folder import RunFolder
 from utils.runs.lock import RunLock
 from utils.runs.recorder import Recorder
 from utils.runtime.device import cpu_cores, describe, pick_device, pick_precision
+from utils.runtime.heap import keep_freed_memory
 from utils.runtime.peak import matmul_peak
 from utils.training.answers import build_answering
 from utils.training.checkpoint import Checkpointer
@@ -67,6 +68,8 @@ def run_training(
         known = run.read_json("meta").get("made_with", {})
         torch.set_num_threads(known.get("threads") or config.train.threads or cpu_cores())
         set_deterministic(config.train.deterministic)
+        if device.type == "cpu":
+            keep_freed_memory()
         if device.type == "cuda":
             torch.set_float32_matmul_precision("highest" if config.train.deterministic else "high")  # high: TF32
         vocab_size = store.tokenizer.vocab_size
