@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     """Have this process keep what it frees, for its next allocations; whether that can be had (glibc only).
 
     By default glibc maps every large tensor anew and gives it back when it is freed, so each step of a training meets
-    fresh pages, which the kernel clears one by one: a tenth of a small model's step, and up to two fifths at 124M
-    parameters (`benchmarks/heap.py`). What is kept is given back by `malloc_trim` and at the process's end.
+    fresh pages, which the kernel clears one by one: a seventh of a small model's step, and more than a third at
+    124M parameters (`benchmarks/heap.py`). What is kept is given back by `malloc_trim` and at the process's end.
     """
     if not sys.platform.startswith("linux"):
         return False
