@@ -199,7 +199,5 @@ def _multiply(matrix: "torch.Tensor", device: "torch.device") -> None:
     import torch
 
     torch.mm(matrix, matrix)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

@@ -17,6 +17,7 @@ from utils.runtime.device import pick_precision
 from utils.training.batch_size import fitting_batch_size
 from utils.training.compiled import is_worth_it
 from utils.training.evaluate import what_it_takes
+from utils.training.step import Stepper
 
 
 def choose_task(data: DataConfig, model: nn.Module, store: TokenStore) -> str:
@@ -54,14 +55,14 @@ def _gains_from_bf16(model: nn.Module) -> bool:
     return sum(p.numel() for p in model.parameters()) >= 4_000_000  # autocast converts every weight at every step
 
 
-def choose_compile(config: RunConfig, device: torch.device, flops: float, peak: float, known: dict[str, Any]) -> bool:
-    """Whether a run of `flops` on a device that does `peak` of them a second is compiled; `known`: how it began."""
+def choose_compile(config: RunConfig, stepper: Stepper, steps: int, known: dict[str, Any]) -> bool:
+    """Whether a run of so many optimizer steps is compiled; `known`: how it began."""
     if config.train.compile != "auto":
         return config.train.compile == "on"
     if known:
         return bool(known.get("compiled"))
     # A model from elsewhere trains behind walls, where no compiler can be started.
-    return config.model.kind in BUILT_IN and is_worth_it(flops, peak, device)
+    return config.model.kind in BUILT_IN and is_worth_it(steps * stepper.foretold_seconds(), stepper.device)
 
 
 def with_batch_size(

@@ -13,12 +13,10 @@ from utils.training.memory import is_out_of_memory
 Forward = Callable[..., Tensor]
 COSTS = 60.0  # seconds that a first compilation takes, of forward and backward pass together
 SAVES = {"cpu": 0.1, "cuda": 0.2}  # share of a step's time that compiling saves, at least
-REACHED = 0.4  # of the peak rate of matrix products, by a step that is not compiled
 
 
-def is_worth_it(flops: float, peak: float, device: torch.device) -> bool:
-    """Whether a run of so many floating-point operations, at a peak of so many a second, wins the minute back twice."""
-    seconds = flops / (REACHED * max(1.0, peak))
+def is_worth_it(seconds: float, device: torch.device) -> bool:
+    """Whether a run that would take so many seconds uncompiled wins the minute back twice."""
     return seconds * SAVES.get(device.type, 0.0) > 2 * COSTS
 
 

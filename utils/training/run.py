@@ -117,8 +117,7 @@ def run_training(
             peak=matmul_peak(device, precision),
             profile=Profile(run.path / "profile", config.train.profile, recorder.event),
         )
-        work = trainer.flops * trainer.tokens_per_step * trainer.total_steps
-        compiled = choose_compile(config, device, work, trainer.peak, known)
+        compiled = choose_compile(config, trainer.stepper, trainer.total_steps, known)
         if compiled:
             trainer.stepper.compile(lambda words: recorder.event("alert", step=trainer.progress.step, text=words))
         level = write_meta(run, asked, store, device, precision, task, config.train.batch_size, compiled)

@@ -1,5 +1,6 @@
 """One optimizer step: examples in, weights changed; knows no schedule of a run, no file and no screen."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -140,6 +141,23 @@ class Stepper:
         (part + extra if aux is None else part + extra + aux.float()).backward()
         if self.copy:
             self.copy.collect()
+
+    def foretold_seconds(self) -> float:
+        """About how long an optimizer step takes, from two rehearsals of a micro-batch; 0 where memory runs out."""
+        batch = self.train.examples(np.arange(self.rows))
+        try:
+            for _ in range(2):  # the first one chooses kernels and lays out memory
+                began = time.perf_counter()
+                self.rehearse(batch)
+                if self.device.type != "cpu":
+                    torch.accelerator.synchronize()
+            return (time.perf_counter() - began) * self.config.grad_accum_steps
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return 0.0
+        finally:
+            self.forget()
 
     def forget(self) -> None:
         """Give back what a step has made, or has begun to make."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from utils.config.schema import ModelShape
 from utils.inference.generate import generate_ids
 from utils.inference.kv_cache import KVCache
-from utils.models.layers import RMSNorm, relu2, usual_width
+from utils.models.layers import RMSNorm, SigmoidGelu, relu2, usual_width
 from utils.models.llama import rotary_angles, rotate
 from utils.models.registry import build_model
 from utils.models.summary import summarize
@@ -218,6 +218,21 @@ def test_squared_relu_and_its_gradient() -> None:
         (F.relu(there).square() * there.detach()).sum().backward()
         assert torch.equal(here.grad, there.grad), dtype
     assert torch.autograd.gradcheck(relu2, torch.randn(5, 7, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.bfloat16, 0.5 * 2**-7)])
+def test_gelu_by_a_sigmoid_is_torch_s_and_so_is_its_gradient(dtype: torch.dtype, near: float) -> None:
+    x = torch.linspace(-30, 30, 6001).to(dtype)
+    grad = torch.linspace(-3, 3, 6001).to(dtype)
+    found = []
+    for own in (True, False):
+        here = (x if own else x.double()).clone().requires_grad_()
+        y = SigmoidGelu.apply(here) if own else F.gelu(here, approximate="tanh")
+        y.backward(grad.to(y.dtype))
+        assert here.grad is not None
+        found.append((y.detach().double(), here.grad.double()))
+    for fast, exact in zip(*found, strict=True):
+        assert ((fast - exact).abs() <= near * exact.abs() + 1e-7).all()  # half a step of its format, and no more
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.01)])
