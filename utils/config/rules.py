@@ -66,7 +66,7 @@ def disagreements(config: "RunConfig") -> list[Problem]:
             f"model.shape.activation, qk_norm, value_residual and zero_init are for gpt and llama: a {kind} has none of them",
         ),
         (
-            kind != "bdh" or t.optimizer == "adamw",
+            kind != "bdh" or t.optimizer != "muon",
             ("model.kind", "train.optimizer"),
             f"train.optimizer={t.optimizer} is for matrices of repeated blocks, and a bdh has none: use adamw",
         ),

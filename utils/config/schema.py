@@ -183,8 +183,8 @@ class TrainConfig(Section):
     """Micro-batches per optimizer step; 1 x 8 and 8 x 1 train alike."""
     batch_warmup_steps: int = Field(0, ge=0)
     """Steps over which the examples per optimizer step rise from an eighth to batch_size x grad_accum_steps; 0 = all from the start."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """What turns gradients into steps: adamw for everything, or muon for the matrices between the embedding and the output layer and adamw for the rest."""
+    optimizer: Literal["auto", "adamw", "muon"] = "auto"
+    """What turns gradients into steps: adamw for everything, or muon for the matrices between the embedding and the output layer and adamw for the rest; auto = muon for gpt and llama, where it learns more in the same time, else adamw."""
     muon_momentum: float = Field(0.95, ge=0.0, lt=1.0)
     """Muon: decay of the running sum of gradients."""
     learning_rate: float = Field(3e-3, gt=0.0)

@@ -133,6 +133,7 @@ class Llama(nn.Module):
 
     task = "causal"
     packs_documents = True
+    optimizer = "muon"  # what learns most in the same time: docs/training.md
     full_precision = ("token_embedding",)  # what a copy in bf16 leaves in fp32
     checkpointing = False  # may be set at any time
 

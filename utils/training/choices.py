@@ -17,6 +17,7 @@ from utils.runtime.device import pick_precision
 from utils.training.batch_size import fitting_batch_size
 from utils.training.compiled import is_worth_it
 from utils.training.evaluate import what_it_takes
+from utils.training.optim import usual_optimizer
 from utils.training.step import Stepper
 
 
@@ -63,6 +64,14 @@ def choose_compile(config: RunConfig, stepper: Stepper, steps: int, known: dict[
         return bool(known.get("compiled"))
     # A model from elsewhere trains behind walls, where no compiler can be started.
     return config.model.kind in BUILT_IN and is_worth_it(steps * stepper.foretold_seconds(), stepper.device)
+
+
+def with_optimizer(config: RunConfig, model: nn.Module, known: str | None) -> RunConfig:
+    """The settings with the name that train.optimizer=auto stands for: the `known` one of this run, or the usual."""
+    if config.train.optimizer != "auto":
+        return config
+    chosen = known or usual_optimizer(model)
+    return config.model_copy(update={"train": config.train.model_copy(update={"optimizer": chosen})})
 
 
 def with_batch_size(

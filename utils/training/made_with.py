@@ -3,7 +3,7 @@
 import torch
 
 from utils.config.load import config_hash
-from utils.config.schema import RunConfig
+from utils.config.schema import RunConfig, TrainConfig
 from utils.data.storing.token_store import TokenStore
 from utils.runs.folder import RunFolder, now
 from utils.runtime.device import describe
@@ -17,10 +17,12 @@ def write_meta(
     device: torch.device,
     precision: str,
     task: str,
-    batch_size: int,
+    used: TrainConfig,
     compiled: bool,
 ) -> str:
     """Write once what this run is and was made with; gives back the level at which a resume here goes on.
+
+    `used` is `config.train` with what auto stands for in it.
 
     exact: the same hardware, software and settings, so bit for bit as if never interrupted. continuous: nothing is
     skipped or repeated, but sums may be rounded otherwise: what is compiled depends on which shapes came before.
@@ -33,8 +35,9 @@ def write_meta(
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
     }
-    if not config.train.batch_size:  # auto
-        made_with["batch_size"] = batch_size
+    made_with |= {
+        name: getattr(used, name) for name in ("batch_size", "optimizer") if getattr(config.train, name) in (0, "auto")
+    }
     if compiled:
         made_with["compiled"] = True
     meta = run.read_json("meta")

@@ -17,18 +17,19 @@ OF_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weig
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """What `train.optimizer` says, over the model's trainable parameters, each tied one once.
 
-    adamw: Loshchilov and Hutter 2019, in one fused kernel. muon: `Muon` for what `block_matrices` finds, AdamW for
-    all else; raises ValueError for a model in which it finds nothing.
+    auto: `usual_optimizer`. adamw: Loshchilov and Hutter 2019, in one fused kernel. muon: `Muon` for what
+    `block_matrices` finds, AdamW for all else; raises ValueError for a model in which it finds nothing.
     """
     betas = (config.beta1, config.beta2)
-    if config.optimizer == "adamw":
+    name = usual_optimizer(model) if config.optimizer == "auto" else config.optimizer
+    if name == "adamw":
         groups = parameter_groups(model, config.weight_decay)
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
     matrices = block_matrices(model)
     if not matrices:
-        name = type(getattr(model, "inner", model)).__name__
+        kind = type(getattr(model, "inner", model)).__name__
         raise ValueError(
-            f"train.optimizer=muon finds no matrix to train in repeated blocks of {name}: use train.optimizer=adamw"
+            f"train.optimizer=muon finds no matrix to train in repeated blocks of {kind}: use train.optimizer=adamw"
         )
     turned = {
         "params": list(matrices),
@@ -41,6 +42,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         for group in parameter_groups(model, config.weight_decay)
     ]
     return Muon([turned, *rest], config.learning_rate, momentum=config.muon_momentum, betas=betas)
+
+
+def usual_optimizer(model: nn.Module) -> str:
+    """What train.optimizer=auto means for a model: what it says itself (`optimizer`), else adamw."""
+    return getattr(model, "optimizer", "adamw")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from utils.runtime.heap import keep_freed_memory
 from utils.runtime.peak import matmul_peak
 from utils.training.answers import build_answering
 from utils.training.checkpoint import Checkpointer
-from utils.training.choices import choose_compile, choose_precision, choose_task, with_batch_size
+from utils.training.choices import choose_compile, choose_precision, choose_task, with_batch_size, with_optimizer
 from utils.training.evaluate import what_it_takes
 from utils.training.flops import flops_per_token
 from utils.training.made_with import write_meta
@@ -86,6 +86,7 @@ def run_training(
         checkpointer = Checkpointer(run.checkpoints, model_config, store.tokenizer, config.checkpoint.keep_last, source)
         if not config.train.batch_size:
             config = with_batch_size(config, known.get("batch_size"), store, model.to(device), task, precision, notes)
+        config = with_optimizer(config, model, known.get("optimizer"))
         train, val = build_batches(
             store,
             config.data,
@@ -120,7 +121,7 @@ def run_training(
         compiled = choose_compile(config, trainer.stepper, trainer.total_steps, known)
         if compiled:
             trainer.stepper.compile(lambda words: recorder.event("alert", step=trainer.progress.step, text=words))
-        level = write_meta(run, asked, store, device, precision, task, config.train.batch_size, compiled)
+        level = write_meta(run, asked, store, device, precision, task, config.train, compiled)
         try:
             _start_or_resume(trainer, recorder, store, checkpointer, level)
             for words in notes:

@@ -84,7 +84,7 @@ CHANGES = {
     "train.batch_size": ["3"],
     "train.grad_accum_steps": ["1"],
     "train.batch_warmup_steps": ["6"],
-    "train.optimizer": ["muon"],
+    "train.optimizer": ["adamw"],
     "train.muon_momentum": ["0.5", "train.optimizer=muon"],
     "train.learning_rate": ["1e-2"],
     "train.min_lr": ["1e-3"],
