@@ -112,8 +112,8 @@ def test_ratios_are_taken_within_a_round():
 def test_the_watch_leaves_the_warm_up_out():
     times = iter([0.0, 5.0, 5.5, 6.5, 6.5, 7.0, 8.0, 10.5, 10.5])  # start; a first step that compiles; ...
     watch = Watch(4.0, "cpu", clock=lambda: next(times))
-    watch.start()
-    assert [watch.tick() for _ in range(6)] == [False, False, False, False, False, True]
+    watch.started()
+    assert [watch.stepped() for _ in range(6)] == [False, False, False, False, False, True]
     assert watch.warm_up == 6.5
     assert watch.steps == [0.5, 1.0, 2.5]
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,24 +19,34 @@ WARM_STEPS = 3  # at least so many are not counted: memory is laid out, kernels 
 WARM_SHARE = 0.1  # and they last, the first one left out, at least this share of the measurement
 
 
+class Listener(Protocol):
+    """Who is told how a training goes on."""
+
+    def started(self) -> None:
+        """Model, optimizer and data are ready; the first batch is not made yet."""
+
+    def stepped(self) -> bool:
+        """One more optimizer step is done: whether that is enough."""
+
+
 @dataclass
 class Watch:
-    """Times optimizer steps; a trainer calls `tick` after each and stops when it gives True."""
+    """The listener that times optimizer steps."""
 
     seconds: float
     device: str
     steps: list[float] = field(default_factory=list)  # seconds of each, warm-up left out
-    warm_up: float = 0.0  # seconds from `start` to the end of the warm-up
+    warm_up: float = 0.0  # seconds from `started` to the end of the warm-up
     ticks: int = 0  # steps done, those of the warm-up too
     memory: dict[str, int] = field(default_factory=dict)  # most bytes up to the last step: of the process, of the card
     clock: Callable[[], float] = time.perf_counter  # seconds
 
-    def start(self) -> None:
-        """Call when model, optimizer and data are ready, before the first batch is made."""
+    def started(self) -> None:
+        """The clock runs."""
         self._start = self._last = self.clock()
         self._warm = False
 
-    def tick(self) -> bool:
+    def stepped(self) -> bool:
         """One more optimizer step is done: whether that is enough.
 
         A GPU is waited for at the end of the warm-up and of the measurement only, as a wait at every step would be the

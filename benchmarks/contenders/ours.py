@@ -54,9 +54,9 @@ def train(config: RunConfig, watch: Watch) -> int:
         nonlocal asked
         if not asked:  # once before the first step
             asked = True
-            watch.start()
+            watch.started()
             return None
-        return signal.SIGINT if watch.tick() else None
+        return signal.SIGINT if watch.stepped() else None
 
     return run_training(config, stop).progress.step
 
