@@ -17,7 +17,7 @@ from utils.validation.subject import Subject
 
 RESULT = Path(__file__).parent / "results" / "leak_below_floor.md"
 SHAPE = ModelShape(n_layer=2, n_head=1, n_embd=32, block_size=64, vocab_size=64)
-CONFIG = TrainConfig(learning_rate=1e-2, min_lr=1e-3, warmup_steps=50, schedule="wsd")  # warmup: 50 of 1,000
+CONFIG = TrainConfig(learning_rate=1e-2, min_lr=1e-3, warmup_steps=50, decay_share=0.2)  # warmup: 50 of 1,000
 
 
 class Leaking(Llama):
@@ -27,8 +27,8 @@ class Leaking(Llama):
         T = input_ids.shape[1]
         mask = torch.ones(T, T, dtype=torch.bool, device=input_ids.device)
         x = self.token_embedding(input_ids)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, (self.cos[:T], self.sin[:T]), mask, None, layer)
+        for block in self.blocks:
+            x, _ = block(x, (self.cos[:T], self.sin[:T]), mask, None, None)
         return self.head(self.norm(x))  # (B, T, V)
 
 

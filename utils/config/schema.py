@@ -189,13 +189,13 @@ class TrainConfig(Section):
     """Muon: decay of the running sum of gradients."""
     learning_rate: float = Field(3e-3, gt=0.0)
     """Peak learning rate, reached after the warmup."""
-    min_lr: float = Field(3e-4, ge=0.0)
+    min_lr: float = Field(0.0, ge=0.0)
     """Learning rate at the last step (schedules cosine, linear and wsd)."""
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the learning rate rises linearly from near 0; a preset's is cut where train.max_steps is shorter."""
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
     """Shape of the learning rate after warmup; wsd = stable, then a linear fall over the last part (train.decay_share)."""
-    decay_share: float = Field(0.2, gt=0.0, le=1.0)
+    decay_share: float = Field(0.6, gt=0.0, le=1.0)
     """Share of the run, at its end, over which schedule=wsd falls."""
     weight_decay: float = Field(0.1, ge=0.0)
     """Decoupled weight decay of matrices and embeddings; biases and norms never decay."""

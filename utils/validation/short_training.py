@@ -292,7 +292,8 @@ def train(
     """Train in place until time, steps or `stop` (given the losses so far) end it, or a loss is not finite.
 
     `Trainer` does not fit here: it counts steps, not seconds, calls models with one input and keeps a run
-    folder. Optimizer, loss, batches and schedule are the same as there.
+    folder. Loss, batches and schedule are the same as there; every model is moved by AdamW, whatever it would choose
+    itself, so that models compare, and because the checks' thresholds were found with it.
 
     Args:
         config: learning rate and its schedule, weight decay, betas, clipping; the rest is not read.
@@ -301,7 +302,8 @@ def train(
         example: train on this one again and again, instead of lesson.train(0), lesson.train(1), ...
     """
     model.train()
-    optimizer, course, began = build_optimizer(model, config), Course(), time.perf_counter()
+    optimizer = build_optimizer(model, config.model_copy(update={"optimizer": "adamw"}))
+    course, began = Course(), time.perf_counter()
     params = [param for param in model.parameters() if param.requires_grad]
     repeated = lesson.on_device(example) if example else None
     while not (steps and course.steps >= steps):

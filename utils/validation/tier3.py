@@ -83,7 +83,7 @@ def check_stories(subject: Subject, budget: Budget) -> Check:
     """Trained on stories for a while, how far is the loss from the text's exact entropy, and on which side?"""
     lesson = Lesson(subject, budget.stories)
     rate = _rate(subject)
-    config = TrainConfig(learning_rate=rate, min_lr=rate / 10, warmup_steps=50, schedule="wsd")
+    config = TrainConfig(learning_rate=rate, min_lr=rate / 10, warmup_steps=50, decay_share=0.2)
     seconds = lesson.training_seconds(budget.stories)
     course = train(subject.model, lesson, config, seconds=seconds, steps=budget.steps)
     loss, guesses = validation_loss(subject.model, lesson)
