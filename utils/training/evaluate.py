@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.data.batching.tasks import Batch, TaskBatches
+from utils.data.batching.tasks import Batch
 from utils.training.loss import IGNORE, perplexity
 from utils.training.memory import is_out_of_memory, release
 
@@ -55,9 +55,19 @@ class Evaluation:
         return row if self.macro_f1 is None else row | {"val/macro_f1": self.macro_f1}
 
 
+class Examples(Protocol):
+    """Batches of at most `batch_size` examples: what is evaluated."""
+
+    batch_size: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, k: int, /) -> Batch: ...
+
+
 def evaluate(
     model: nn.Module,
-    batches: TaskBatches,
+    batches: Examples,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
     stop: Callable[[], object] = lambda: None,
@@ -82,7 +92,7 @@ def evaluate(
                     # Not inference_mode: what a model keeps of its forward pass (a table of places, a mask) would be
                     # of no use to a backward pass later.
                     with torch.no_grad(), autocast():
-                        _count(model, _part(batch, done, done + at_once), device, tally)
+                        _count(model, part(batch, done, done + at_once), device, tally)
                     done += at_once
                     continue
                 except Exception as error:
@@ -95,7 +105,7 @@ def evaluate(
     return tally.result()
 
 
-def _part(batch: Batch, first: int, end: int) -> Batch:
+def part(batch: Batch, first: int, end: int) -> Batch:
     """Some examples of a batch."""
     extra = {name: value[first:end] for name, value in batch.extra.items()}
     return Batch(tuple(ids[first:end] for ids in batch.inputs), batch.labels[first:end], extra)

@@ -19,13 +19,10 @@ def write_meta(
     task: str,
     used: TrainConfig,
     compiled: bool,
-) -> str:
-    """Write once what this run is and was made with; gives back the level at which a resume here goes on.
+) -> list[str]:
+    """Write once what this run is and was made with; gives back in words why a resume here would round otherwise.
 
-    `used` is `config.train` with what auto stands for in it.
-
-    exact: the same hardware, software and settings, so bit for bit as if never interrupted. continuous: nothing is
-    skipped or repeated, but sums may be rounded otherwise: what is compiled depends on which shapes came before.
+    `used` is `config.train` with what auto stands for in it. Nothing said: the same hardware, software and settings.
     """
     made_with = {
         "torch": torch.__version__,
@@ -58,5 +55,11 @@ def write_meta(
             "made_with": made_with,
         }
         run.write_json("meta", meta)
-    same = meta["made_with"] == made_with
-    return "exact" if same and made_with["deterministic"] and not compiled else "continuous"
+    was = meta["made_with"]
+    changed = [f"{key}: {was.get(key)} -> {made_with.get(key)}" for key in sorted({*was, *made_with})
+               if was.get(key) != made_with.get(key)]  # fmt: skip
+    if not made_with["deterministic"]:
+        changed.append("GPU algorithms may not repeat bit for bit: train.deterministic=true")
+    if compiled:
+        changed.append("compiled, and what is compiled depends on which shapes came before")
+    return changed

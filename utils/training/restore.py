@@ -6,17 +6,58 @@ from pathlib import Path
 
 from torch import nn
 
-from utils.runs.checkpoints import NAME, best_checkpoint, verify
+from utils.runs.checkpoints import NAME, best_checkpoint, newest_checkpoint, verify
+from utils.runs.recorder import Recorder
 from utils.training.checkpoint import Checkpointer, load_checkpoint
 from utils.training.guard import Guard
+from utils.training.probe import differs, probe
+from utils.training.saving import mark_best
 from utils.training.trainer import Progress, Trainer
 
 
-def take_up(trainer: Trainer, folder: Path) -> None:
-    """Put all that a verified checkpoint holds into `trainer`. Raises what `load_checkpoint` raises."""
+def take_up(trainer: Trainer, folder: Path) -> float | None:
+    """Put all that a verified checkpoint holds into `trainer`; gives back the probe loss that was saved with it.
+
+    Raises what `load_checkpoint` raises.
+    """
     state = load_checkpoint(folder, trainer.model, trainer.optimizer, trainer.average)
     trainer.progress = Progress.of(state["progress"])
     trainer.scaler.load_state_dict(state["scaler"])
+    return float.fromhex(state["probe"]) if state.get("probe") else None
+
+
+def start_or_resume(
+    trainer: Trainer, recorder: Recorder, checkpointer: Checkpointer, precision: str, changed: list[str]
+) -> None:
+    """Take up the newest checkpoint that verifies, and record at which level the run goes on; or begin.
+
+    exact: the same hardware, software and settings, and the probe's loss is what it was, bit for bit: so will be all
+    that follows. continuous: nothing is skipped or repeated, but sums are rounded otherwise, for the reasons `changed`
+    or because the probe says so. Raises ValueError where the probe's loss is another one altogether.
+    """
+    folder, damaged = newest_checkpoint(checkpointer.root)
+    for bad in damaged:
+        recorder.event("damaged", checkpoint=bad.name, text=f"{bad.name} is not whole and was passed over")
+    if folder is None:
+        recorder.event("started", total_steps=trainer.total_steps)
+        return
+    saved = take_up(trainer, folder)
+    now = None if saved is None else probe(trainer.stepper, trainer.val)
+    if saved is not None and now is not None:
+        changed = [*changed, *filter(None, [differs(saved, now, precision)])]
+    if trainer.keep_best and trainer.progress.best_step == trainer.progress.step:
+        mark_best(checkpointer, trainer.progress)  # a kill may have come between the checkpoint and its mark
+    level, step = "continuous" if changed else "exact", trainer.progress.step
+    why = f"rounded otherwise from here on ({'; '.join(changed)})" if changed else "as if never interrupted"
+    recorder.event(
+        "resumed",
+        step=step,
+        checkpoint=folder.name,
+        level=level,
+        changed=changed,
+        probe=now,
+        text=f"went on from {folder.name}, {level}: {why}",
+    )
 
 
 def build_restore(checkpointer: Checkpointer, fresh: Callable[[], nn.Module]) -> Callable[[Trainer], str]:

@@ -1,7 +1,6 @@
 """`run_training(config)`: the one door to a run. Everything that trains goes through it."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from utils.models.checkpointing import use_checkpointing
 from utils.models.folder import read_config
 from utils.models.load import load_model, resolve_shape
 from utils.models.source_files import SOURCE
-from utils.runs.checkpoints import newest_checkpoint
 from utils.runs.folder import RunFolder
 from utils.runs.lock import RunLock
 from utils.runs.recorder import Recorder
@@ -29,12 +27,13 @@ from utils.training.choices import choose_compile, choose_precision, choose_task
 from utils.training.evaluate import what_it_takes
 from utils.training.flops import flops_per_token
 from utils.training.made_with import write_meta
-from utils.training.memory import is_out_of_memory, limited
+from utils.training.memory import limited
 from utils.training.profile import Profile
-from utils.training.restore import build_restore, take_up
+from utils.training.restore import build_restore, start_or_resume
 from utils.training.samples import build_sampling
+from utils.training.saving import build_save
 from utils.training.seed_manager import set_deterministic
-from utils.training.trainer import Progress, Trainer, TrainResult
+from utils.training.trainer import Trainer, TrainResult
 
 
 def run_training(
@@ -106,7 +105,7 @@ def run_training(
             recorder,
             device,
             precision,
-            save=_saver(checkpointer, recorder),
+            save=build_save(checkpointer, recorder),
             restore=build_restore(checkpointer, lambda: load_model(config.model, vocab_size, config.train.seed, files)),
             keep_best=config.checkpoint.keep_best,
             sample=build_sampling(store, config, recorder, task),
@@ -121,9 +120,19 @@ def run_training(
         compiled = choose_compile(config, trainer.stepper, trainer.total_steps, known)
         if compiled:
             trainer.stepper.compile(lambda words: recorder.event("alert", step=trainer.progress.step, text=words))
-        level = write_meta(run, asked, store, device, precision, task, config.train, compiled)
+        changed = write_meta(run, asked, store, device, precision, task, config.train, compiled)
         try:
-            _start_or_resume(trainer, recorder, store, checkpointer, level)
+            start_or_resume(trainer, recorder, checkpointer, precision, changed)
+            recorder.state(
+                urgent=True,
+                status="running",
+                step=trainer.progress.step,
+                total_steps=trainer.total_steps,
+                device=describe(device),
+                entropy_floor=trainer.floor,
+                characters_per_token=store.info["val_characters"] / len(store.val),
+                message=None,
+            )
             for words in notes:
                 recorder.event("note", step=trainer.progress.step, text=words)
             result = _fit(trainer)
@@ -156,60 +165,3 @@ def _fit(trainer: Trainer) -> TrainResult:
         return trainer.fit()
     except ValueError as error:  # the request was good when it began, so this is no mistake of the user
         raise RuntimeError(f"training failed at step {trainer.progress.step + 1}: {error}") from error
-
-
-def _start_or_resume(
-    trainer: Trainer, recorder: Recorder, store: TokenStore, checkpointer: Checkpointer, level: str
-) -> None:
-    folder, damaged = newest_checkpoint(checkpointer.root)
-    for bad in damaged:
-        recorder.event("damaged", checkpoint=bad.name, text=f"{bad.name} is not whole and was passed over")
-    if folder is None:
-        recorder.event("started", total_steps=trainer.total_steps)
-    else:
-        take_up(trainer, folder)
-        if trainer.keep_best and trainer.progress.best_step == trainer.progress.step:
-            _mark_best(checkpointer, trainer.progress)  # a kill may have come between the checkpoint and its mark
-        recorder.event("resumed", step=trainer.progress.step, checkpoint=folder.name, level=level)
-    recorder.state(
-        urgent=True,
-        status="running",
-        step=trainer.progress.step,
-        total_steps=trainer.total_steps,
-        device=describe(trainer.device),
-        entropy_floor=trainer.floor,
-        characters_per_token=store.info["val_characters"] / len(store.val),
-        message=None,
-    )
-
-
-def _saver(checkpointer: Checkpointer, recorder: Recorder) -> Callable[[Trainer, bool], None]:
-    def save(trainer: Trainer, is_best: bool) -> None:
-        recorder.sync()
-        step, said = trainer.progress.step, ""
-        state = {"progress": asdict(trainer.progress), "scaler": trainer.scaler.state_dict()}
-        for attempt in range(2):
-            try:
-                checkpointer.save(step, trainer.model, trainer.optimizer, state, trainer.average)
-                break
-            except Exception as error:  # torch says "no memory" in several ways
-                if not is_out_of_memory(error):
-                    raise
-                said = str(error)
-            if attempt:
-                raise RuntimeError(
-                    f"memory ran out while the checkpoint of step {step} was written: those before it are whole, and "
-                    f"the same command goes on from them where there is more memory ({said[:300]})"
-                )
-            trainer.stepper.forget()  # what training has left behind, and what the C library keeps of it
-        if is_best:
-            _mark_best(checkpointer, trainer.progress)
-        checkpointer.prune(step)
-        recorder.event("saved", step=step, best=is_best)
-
-    return save
-
-
-def _mark_best(checkpointer: Checkpointer, progress: Progress) -> None:
-    if progress.best_val_loss is not None:
-        checkpointer.mark_best(progress.step, progress.best_val_loss)
