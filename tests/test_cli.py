@@ -193,3 +193,30 @@ def test_a_loss_that_explodes_is_no_traceback(tbt):
         assert got.returncode == 1
         assert got.stderr.startswith("error: ")
         assert "Traceback" not in got.stderr
+
+
+def test_stop_resume_and_go_further(tbt, tmp_path: Path):
+    endless = (*TRAIN, "train.max_steps=100000", "train.warmup_steps=2", "train.save_every=0", "train.eval_every=0")
+    assert tbt(*endless, "--run-dir", "runs/a", "--background").returncode == 0
+    assert "runs/a is being trained: `tbt stop runs/a`" in tbt("resume", "runs/a", "--more-steps", 5).stderr
+    stopped = tbt("stop", "runs/a")
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stdout.startswith("interrupted at step ")
+    step = json.loads(tbt("status", "runs/a", "--json").stdout)["step"]
+    assert tbt("stop", "runs/a").returncode == 2
+
+    (tmp_path / "runs/a").rename(tmp_path / "elsewhere")
+    got = tbt("resume", "elsewhere", f"train.max_steps={step + 4}", "train.log_every=2")
+    assert got.returncode == 0, got.stderr
+    assert f"step {step}: went on from step-{step:010d}, exact: as if never interrupted" in got.stdout
+    assert f"completed at step {step + 4}" in got.stdout
+    assert f"train.max_steps: 100000 -> {step + 4}" in got.stderr
+    assert "the learning rate goes from 0.003 to" in got.stderr
+
+    further = tbt("resume", "elsewhere", "--more-steps", 3, "--checkpoint", "best")
+    assert f"completed at step {step + 7}" in further.stdout, further.stderr
+    refused = tbt("resume", "elsewhere", "--more-steps", 3, "train.learning_rate=1e-3")
+    assert refused.returncode == 2
+    assert "say --accept train.learning_rate if you want that" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert tbt("resume", "nowhere").returncode == 2

@@ -13,8 +13,10 @@ from utils.cli import (
     generate,
     layers,
     notebook,
+    resume,
     runs,
     status,
+    stop,
     summary,
     tokenizer,
     train,
@@ -29,6 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train.train)
+app.command()(resume.resume)
+app.command()(stop.stop)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
 app.command()(find_rate.find_rate)

@@ -23,6 +23,8 @@ def take_up(trainer: Trainer, folder: Path) -> float | None:
     state = load_checkpoint(folder, trainer.model, trainer.optimizer, trainer.average)
     trainer.progress = Progress.of(state["progress"])
     trainer.scaler.load_state_dict(state["scaler"])
+    if trainer.total_steps > state.get("total_steps", trainer.total_steps):  # somebody wants to go on past an early end
+        trainer.progress.stopped_early, trainer.progress.bad_evals = False, 0
     return float.fromhex(state["probe"]) if state.get("probe") else None
 
 

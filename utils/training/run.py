@@ -65,7 +65,7 @@ def run_training(
     asked, notes = config, list[str]()
     with lock or RunLock(run.path), limited(config.train.memory_limit_gb, device, notes.append):
         known = run.read_json("meta").get("made_with", {})
-        torch.set_num_threads(known.get("threads") or config.train.threads or cpu_cores())
+        torch.set_num_threads(config.train.threads or known.get("threads") or cpu_cores())
         set_deterministic(config.train.deterministic)
         if device.type == "cpu":
             keep_freed_memory()

@@ -16,7 +16,11 @@ def build_save(checkpointer: Checkpointer, recorder: Recorder) -> Callable[[Trai
     def save(trainer: Trainer, is_best: bool) -> None:
         recorder.sync()
         step, said = trainer.progress.step, ""
-        state = {"progress": asdict(trainer.progress), "scaler": trainer.scaler.state_dict()}
+        state = {
+            "progress": asdict(trainer.progress),
+            "scaler": trainer.scaler.state_dict(),
+            "total_steps": trainer.total_steps,
+        }
         for attempt in range(2):
             try:
                 found = probe(trainer.stepper, trainer.val)
