@@ -197,9 +197,12 @@ def test_a_loss_that_explodes_is_no_traceback(tbt):
 
 def test_stop_resume_and_go_further(tbt, tmp_path: Path):
     endless = (*TRAIN, "train.max_steps=100000", "train.warmup_steps=2", "train.save_every=0", "train.eval_every=0")
-    assert tbt(*endless, "--run-dir", "runs/a", "--background").returncode == 0
-    assert "runs/a is being trained: `tbt stop runs/a`" in tbt("resume", "runs/a", "--more-steps", 5).stderr
-    stopped = tbt("stop", "runs/a")
+    try:
+        assert tbt(*endless, "--run-dir", "runs/a", "--background").returncode == 0
+        busy = tbt("resume", "runs/a", "--more-steps", 5)
+    finally:
+        stopped = tbt("stop", "runs/a")
+    assert "runs/a is being trained: `tbt stop runs/a`" in busy.stderr
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stdout.startswith("interrupted at step ")
     step = json.loads(tbt("status", "runs/a", "--json").stdout)["step"]
