@@ -20,7 +20,7 @@ from utils.runs.layers import clean_rows
 from utils.runs.lock import is_locked
 from utils.runs.progress import PARTS
 from utils.runs.rows import ROLLED_BACK, LastRows
-from utils.runtime.files import read_regular, write_atomic
+from utils.runtime.files import read_regular, retried, write_atomic
 
 # Whoever wrote a run may have run a stranger's code: sizes in bytes are limited, and so is what a value can be.
 MOST_JSON, MOST_ROWS, MOST_SETTINGS = 16_000_000, 1 << 28, 1_000_000
@@ -153,27 +153,39 @@ class RunFolder:
 
 
 class RowWriter:
-    """Appends JSON rows to a file. Each row is one write: a kill leaves at most one torn last line."""
+    """Appends JSON rows to a file. Each row is one write: a kill leaves at most one torn last line.
+
+    Where the disk takes nothing (full, away), rows wait in memory and follow with the next one that it takes.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._descriptor = retried(lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
+        self._waiting = bytearray()
         size = os.fstat(self._descriptor).st_size
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            os.write(self._descriptor, b"\n")  # or the next row would fuse with the torn one
+            self._waiting += b"\n"  # or the next row would fuse with the torn one
 
     def write(self, row: Row) -> None:
         """Append one row. NaN and infinity become null: they are not JSON."""
-        data = json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n"
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        self._waiting += json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n"
+        with contextlib.suppress(OSError):  # `sync` says so
+            self._flush()
 
     def sync(self) -> None:
-        """Put all rows so far on the disk."""
+        """Put all rows so far on the disk. Raises OSError where it does not take them."""
+        retried(self._flush)
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file. Raises OSError where rows still wait."""
+        try:
+            retried(self._flush)
+        finally:
+            os.close(self._descriptor)
+
+    def _flush(self) -> None:
+        while self._waiting:  # a row that was taken in part is gone on with where it broke off
+            del self._waiting[: os.write(self._descriptor, self._waiting)]
 
 
 def read_lines(path: Path) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from typing import Any
 from utils.runtime.table import count, duration
 
 PARTS = ("data", "forward", "backward", "optimizer", "evaluation", "saving", "other")  # of a run's time, in this order
-ALERTS = ("alert", "skipped", "rolled_back", "out_of_memory")  # events that somebody should know of
+ALERTS = ("alert", "skipped", "rolled_back", "out_of_memory", "not_saved")  # events that somebody should know of
 NEWS = (*ALERTS, "resumed", "note")  # and who watches hears of these, too
 MOST_ALERTS = 3  # of each kind, the last ones
 

@@ -1,5 +1,6 @@
 """What a worker writes while it trains: metrics, events, state. The only writer of its run folder."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -51,16 +52,21 @@ class Recorder:
         """Change state.json; changes that are not urgent may wait until the next one."""
         self._state |= changes
         if urgent or time.monotonic() - self._written >= STATE_EVERY:
-            self.run.write_json("state", {**self._state, "updated": now()}, durable=False)
+            with contextlib.suppress(OSError):  # a disk that is full is no reason to stop: the next one tells more
+                self.run.write_json("state", {**self._state, "updated": now()}, durable=False)
             self._written = time.monotonic()
 
     def sync(self) -> None:
-        """Put all rows on the disk: called before a checkpoint says that they happened."""
-        for writer in self._writers():
-            writer.sync()
+        """Put all rows on the disk: called before a checkpoint says that they happened. Raises OSError."""
+        try:
+            for writer in self._writers():
+                writer.sync()
+        except OSError as error:
+            words = f"rows could not be written to {self.run.path} ({error.strerror})"
+            raise OSError(error.errno, words) from error
 
     def close(self) -> None:
-        """Write what is still waiting and close the files."""
+        """Write what is still waiting and close the files. Raises OSError where it cannot be written."""
         self.state(urgent=True)
         self.sync()
         for writer in self._writers():

@@ -10,10 +10,12 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 def fsync_file(path: Path) -> None:
@@ -37,11 +39,34 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+# Errors of a disk, a quota or a mount that may be over in a moment.
+PASSING = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOTCONN, errno.ESTALE, errno.EROFS, errno.EAGAIN, errno.EINTR,
+           errno.ETIMEDOUT}  # fmt: skip
+PAUSES = (0.05, 0.5)  # seconds before the second and the third try
+
+
+def retried(action: Callable[[], Result]) -> Result:
+    """What `action` gives back; where the disk fails it is done again, from its beginning, up to three times in all."""
+    for pause in PAUSES:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            time.sleep(pause)
+    return action()
+
+
 def write_atomic(path: Path, data: bytes | str, durable: bool = True) -> None:
     """Replace a file in one instant: a reader sees the old bytes or the new ones, never a mixture.
 
-    `durable` also puts them on the disk before the rename, so that a power cut keeps one of the two.
+    `durable` also puts them on the disk before the rename, so that a power cut keeps one of the two. A disk that fails
+    for a moment is tried again.
     """
+    retried(lambda: _write_atomic(path, data, durable))
+
+
+def _write_atomic(path: Path, data: bytes | str, durable: bool) -> None:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -49,7 +74,8 @@ def write_atomic(path: Path, data: bytes | str, durable: bool = True) -> None:
             fsync_file(temporary)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     if durable:
         fsync_folder(path.parent)

@@ -7,21 +7,26 @@ that average, which is what is used, and training.safetensors holds the weights 
 A model from elsewhere has its source/ in it, so a checkpoint is complete by itself.
 """
 
+import contextlib
+import errno
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
 from utils.config.schema import ModelConfig
 from utils.data.tokenizing.tokenizer import Tokenizer
 from utils.models.folder import WEIGHTS_FILE, save_model, unwrap
-from utils.runs.checkpoints import NAME, best_checkpoint, folder_name, verify
-from utils.runtime.files import fsync_file, fsync_folder, sha256_file, sha256_json, write_atomic
+from utils.runs.checkpoints import NAME, best_checkpoint, folder_name, newest_checkpoint, verify
+from utils.runtime.files import fsync_file, fsync_folder, retried, sha256_file, sha256_json, write_atomic
 from utils.training.ema import WeightAverage
 
 FORMAT = 1
@@ -52,8 +57,9 @@ class Checkpointer:
     ) -> Path:
         """Write the checkpoint of `step`; when this returns, it is on the disk and has been read back.
 
-        With an `average` of the model's weights that is on, the model folder holds the average.
-        Raises FloatingPointError for weights that are not finite: those are never saved.
+        With an `average` of the model's weights that is on, the model folder holds the average. Where the disk fails it
+        is tried again, where it is full after older checkpoints were removed. Raises OSError where that does not help,
+        and FloatingPointError for weights that are not finite: those are never saved.
         """
         final = self.root / folder_name(step)
         if verify(final) is not None:
@@ -62,6 +68,33 @@ class Checkpointer:
             if not torch.isfinite(tensor).all():
                 raise FloatingPointError(f"{name} has values that are not finite at step {step}: not saved")
         building = self.root / f"{final.name}.tmp-{os.getpid()}"
+
+        def write() -> None:
+            try:
+                with _errors_of_the_disk():
+                    self._write(building, final, step, model, optimizer, state, average)
+            except OSError as error:
+                shutil.rmtree(building, ignore_errors=True)
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    self._make_room()
+                raise
+
+        try:
+            retried(write)
+        except OSError as error:
+            raise OSError(error.errno, self._what_is_missing(step, model, optimizer, error)) from error
+        return final
+
+    def _write(
+        self,
+        building: Path,
+        final: Path,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        average: WeightAverage | None,
+    ) -> None:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(final, ignore_errors=True)  # what is there does not verify
         building.mkdir(parents=True)
@@ -77,8 +110,15 @@ class Checkpointer:
         os.rename(building, final)
         fsync_folder(self.root)
         if verify(final) is None:
-            raise OSError(f"{final} does not read back as it was written: is the disk failing?")
-        return final
+            raise OSError(errno.EIO, f"{final} does not read back as it was written: is the disk failing?")
+
+    def _what_is_missing(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, error: OSError) -> str:
+        tensors = [*model.parameters(), *(t for moments in optimizer.state.values() for t in moments.values())]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
+        words = f"the checkpoint of step {step} could not be written to {self.root} ({error.strerror or error})"
+        with contextlib.suppress(OSError):
+            words += f"; it takes about {size:,.0f} MB, and {shutil.disk_usage(self.root).free / 1e6:,.0f} MB are free"
+        return words
 
     def mark_best(self, step: int, val_loss: float) -> None:
         """Point best.json at a checkpoint that is already on the disk."""
@@ -94,15 +134,27 @@ class Checkpointer:
         good one, so any later than what it has just saved was found damaged.
         """
         self._clear()
-        steps = sorted(int(m[1]) for path in self.root.iterdir() if (m := NAME.fullmatch(path.name)))
-        good = [step for step in steps if step <= saved]
+        self._remove([step for step in self._steps() if step > saved])
+        self._remove(self._steps()[: -self.keep_last])
+
+    def _make_room(self) -> None:
+        """Remove all that are older than the newest whole one, but for the best."""
+        newest, _ = newest_checkpoint(self.root)
+        if newest is not None:
+            self._remove([step for step in self._steps() if folder_name(step) < newest.name])
+
+    def _remove(self, steps: list[int]) -> None:
         best = best_checkpoint(self.root)
-        for step in {*good[: -self.keep_last], *steps[len(good) :]}:
+        for step in steps:
             folder = self.root / folder_name(step)
             if folder != best:
                 # Renamed first: a half-removed folder must never look like a checkpoint.
-                os.rename(folder, folder.with_name(f"{folder.name}.del"))
+                with contextlib.suppress(OSError):  # the next one that is saved removes it
+                    os.rename(folder, folder.with_name(f"{folder.name}.del"))
         self._clear()
+
+    def _steps(self) -> list[int]:
+        return sorted(int(m[1]) for path in self.root.iterdir() if (m := NAME.fullmatch(path.name)))
 
     def _clear(self) -> None:
         for path in self.root.iterdir():
@@ -145,6 +197,19 @@ def load_checkpoint(
         raise ValueError(f"{folder} has optimizer state for parameters the model lacks: {', '.join(sorted(unknown))}")
     optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
+
+
+@contextlib.contextmanager
+def _errors_of_the_disk() -> Iterator[None]:
+    """safetensors tells them in words: here they become the OSError they are."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)|code: (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1] or found[2])
+        raise OSError(number, os.strerror(number)) from error
 
 
 @torch.no_grad()

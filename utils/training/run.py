@@ -1,6 +1,7 @@
 """`run_training(config)`: the one door to a run. Everything that trains goes through it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -140,15 +141,17 @@ def run_training(
             words = str(error) or type(error).__name__  # a MemoryError says nothing more
             recorder.event("failed", text=words)
             recorder.state(status="failed", message=words)
+            with suppress(OSError):  # what is wrong with the disk has been said
+                recorder.close()
             raise
         else:
             recorder.event("finished" if result.status == "completed" else result.status, step=result.progress.step)
             recorder.state(status=result.status, eta_seconds=None)
+            recorder.close()
             return result
         finally:
             if trainer.profile:
                 trainer.profile.close()
-            recorder.close()
 
 
 def _check_tokenizer(source: Path, store: TokenStore, config: RunConfig) -> None:

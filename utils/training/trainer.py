@@ -136,6 +136,11 @@ class Trainer:
                     self.save(self, improved and self.keep_best)
                 except FloatingPointError as error:
                     self._go_back(str(error))
+                except OSError as error:
+                    if self.finished or signal:
+                        raise
+                    text = f"{error}: training goes on, and the next checkpoint is tried when it is due"
+                    self.recorder.event("not_saved", step=self.progress.step, text=text)
                 self.clock.enter("other")
         return TrainResult("completed" if self.finished else "interrupted", self.progress, signal)
 
