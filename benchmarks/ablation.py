@@ -1,4 +1,4 @@
-"""What each change of our settings is worth at equal seconds.
+"""What each change of our settings is worth at equal seconds, or with `--steps` at equal steps.
 
 `python benchmarks/ablation.py --base benchmarks/recipes/0.8M.yaml --changes CHANGES.yaml --seconds 60 --seeds 1,2,3`
 
@@ -8,6 +8,7 @@ take turns, seed by seed, each run in a process of its own with its schedule as 
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def build_jobs(options: argparse.Namespace) -> list[Job]:
         for name, more in lines.items():
             job = Job(
                 name, "ours", options.task, options.base.stem, seed, options.seconds, options.clock, options.threads, 1,
-                (*words, *more), str(options.base),
+                (*words, *more), str(options.base), steps=options.steps,
             )  # fmt: skip
             our_config(job)
             jobs.append(replace(job, settings=identify(job)))
@@ -108,18 +109,22 @@ def main() -> None:
     add = words.add_argument
     add("--base", type=Path, required=True, help="YAML of settings, such as benchmarks/recipes/0.8M.yaml")
     add("--changes", nargs="+", required=True, metavar="FILE|KEY=VALUE,...", help="what is compared with the base")
+    add("--steps", type=int, default=0, help="of each run, however long they take; default: as many as --seconds allow")
     options = words.parse_args()
+    if options.steps:
+        options.seconds = math.inf
     try:
         jobs = build_jobs(options)
     except ValueError as error:
         words.error(str(error))
     lines = table(jobs, do_jobs(jobs, options.keep))
+    length = f"{options.steps:,} steps" if options.steps else f"{options.seconds:g} {SECONDS[options.clock]}"
     head = [
         f"# What each change is worth: {options.base.stem}, {options.task}",
         "",
         f"`python benchmarks/ablation.py {' '.join(sys.argv[1:])}`",
         "",
-        f"Validation loss after {options.seconds:g} {SECONDS[options.clock]}, evaluation aside; base: "
+        f"Validation loss after {length}, evaluation aside; base: "
         f"`{options.base.name}`{f' with {chr(44).join(options.set)}' if options.set else ''}. "
         f"Seeds: {', '.join(map(str, options.seeds))}. "
         "A difference is between runs of the same seed; its interval is Student's t. Below 0 is better. "

@@ -71,6 +71,7 @@ class Job:
     recipe: str = ""  # YAML file they come on top of
     nanogpt: str = ""  # folder of a checkout
     settings: str = ""  # hash of all settings and of the text
+    steps: int = 0  # of ours, whatever the seconds; 0 = as many as they allow
 
     @property
     def key(self) -> str:
@@ -199,15 +200,19 @@ def ours(job: Job, text: Text, watch: Watch) -> str:
     Gives back what it was made with, in words.
     """
     run.Trainer = Shown  # type: ignore[misc]
+    said = _train(job, watch, job.steps or _affordable(job, watch))
+    with Shown.last.average.in_place():  # the weights that would be used
+        watch.finish(Shown.last.model)
+    return said
+
+
+def _affordable(job: Job, watch: Watch) -> int:
+    """How many steps the seconds allow, by a measurement outside the clock."""
     # To `auto` a schedule that long would be worth compiling, which takes a minute and is not what follows.
     plain = replace(job, words=(*job.words, 'train.compile="off"'))
     guess = max(1, int(watch.seconds / _pace(plain, watch.now, FAR, (0,), WARM)))
     starts = np.linspace(0, max(0, guess - TIMED), PLACES, dtype=int).tolist()
-    pace = _pace(job, watch.now, guess, starts, TIMED // PLACES)
-    said = _train(job, watch, max(1, int(USED * watch.seconds / pace)))
-    with Shown.last.average.in_place():  # the weights that would be used
-        watch.finish(Shown.last.model)
-    return said
+    return max(1, int(USED * watch.seconds / _pace(job, watch.now, guess, starts, TIMED // PLACES)))
 
 
 def _pace(job: Job, now: Callable[[], float], total: int, starts: Sequence[int], each: int) -> float:
