@@ -30,6 +30,7 @@ from against_clock import (
     parser,
     spread,
     text_words,
+    to_repeat,
 )
 
 from utils.config.load import flatten, load_config
@@ -122,7 +123,7 @@ def main() -> None:
     head = [
         f"# What each change is worth: {options.base.stem}, {options.task}",
         "",
-        f"`python benchmarks/ablation.py {' '.join(sys.argv[1:])}`",
+        f"`python benchmarks/ablation.py {to_repeat(sys.argv[1:])}`",
         "",
         f"Validation loss after {length}, evaluation aside; base: "
         f"`{options.base.name}`{f' with {chr(44).join(options.set)}' if options.set else ''}. "

@@ -51,6 +51,7 @@ WARM, TIMED = 3, 30  # steps before the measurement of a contender's speed, and 
 PLACES = 3  # in our run where its speed is measured: a step need not cost the same at the beginning and at the end
 USED = 0.98  # of the seconds are planned for, so that a run a little slower than measured still ends its schedule
 EVAL_TOKENS = 4096  # in one batch of an evaluation
+PLACES_HERE = ("--data", "--keep", "--out", "--nanogpt")
 FAR = 1_000_000  # steps: a schedule that does not end while the speed is measured
 
 
@@ -351,6 +352,18 @@ def parser(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
     add("--keep", type=Path, help="JSONL with the runs that are done: they are not repeated")
     add("--out", type=Path, help="the table, as .md")
     return known
+
+
+def to_repeat(words: Sequence[str]) -> str:
+    """The words of a command line without those that only say where something lies on this machine."""
+    kept, rest = list[str](), iter(words)
+    for word in rest:
+        if word in PLACES_HERE:
+            next(rest, None)
+            kept += ["--nanogpt", "PATH"] if word == "--nanogpt" else []
+        else:
+            kept.append(word)
+    return " ".join(kept)
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -32,6 +32,7 @@ from against_clock import (
     parser,
     spread,
     text_words,
+    to_repeat,
 )
 from chart import Band, curves
 from contenders.shapes import SHAPES
@@ -144,7 +145,7 @@ def report(options: argparse.Namespace, jobs: Sequence[Job], results: dict[Job, 
     lines = [
         f"# Time to loss: {title}",
         "",
-        f"`python benchmarks/time_to_loss.py {' '.join(options.given)}`",
+        f"`python benchmarks/time_to_loss.py {to_repeat(options.given)}`",
         "",
         f"{SPLIT[options.task]}.{counts} After {options.seconds:g} {SECONDS[options.clock]}; evaluations and the start "
         f"are outside the clock. Loss in fp32 over the whole validation side in blocks of {block} that do not overlap. "
