@@ -33,7 +33,7 @@ torch.manual_seed(0)
 shape = ModelShape(vocab_size=512, block_size=256, n_layer=4, n_head=4, n_embd=64)
 model = build_model("gpt", shape)
 ids = torch.randint(0, 512, (8000,)).numpy()
-config = TrainConfig(batch_size=8, warmup_steps=0, max_steps=9)
+config = TrainConfig(optimizer="adamw", batch_size=8, warmup_steps=0, max_steps=9)
 train = TaskBatches(TrainBatches(ids, 256, 8, 0))
 told = []
 """

@@ -54,8 +54,8 @@ def stories():
 def test_one_step_equals_plain_torch(tmp_path: Path, stories):
     ids, _, vocab_size, _ = stories
     model, oracle = tiny_gpt(vocab_size), tiny_gpt(vocab_size)
-    run = trainer(model, ids, tmp_path, learning_rate=0.01, min_lr=0.01, schedule="constant", warmup_steps=0,
-                  weight_decay=0.1, grad_clip=0.5)  # fmt: skip
+    run = trainer(model, ids, tmp_path, optimizer="adamw", learning_rate=0.01, min_lr=0.01, schedule="constant",
+                  warmup_steps=0, weight_decay=0.1, grad_clip=0.5)  # fmt: skip
     loss, norm, finite, rate, tokens = run.train_step(0)
 
     optimizer = torch.optim.AdamW(
