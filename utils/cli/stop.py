@@ -13,15 +13,17 @@ PATIENCE = 60.0  # seconds: a step of a large model may take that long
 def stop(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run that is being trained.")],
 ) -> None:
-    """Stop a run: it finishes its step, saves a checkpoint and ends. `tbt resume RUN` goes on with it."""
+    """Stop a run: it finishes its step, saves a checkpoint and ends. `tbt resume RUN` goes on with it.
+
+    A run that is not being trained is left as it is.
+    """
     from utils.jobs.launch import Job
     from utils.runs.folder import open_run
     from utils.runs.progress import outcome
 
     job = Job(open_run(run))
-    if not job.alive():
-        raise ValueError(f"{run} is not being trained ({job.run.status()})")
-    job.send(signal.SIGTERM)
+    if job.alive():
+        job.send(signal.SIGTERM)
     until = time.monotonic() + PATIENCE
     while job.alive():
         if time.monotonic() > until:

@@ -54,8 +54,6 @@ def load_config(preset: str | None = None, file: str | Path | None = None, overr
         _set(values, key, _value(key, text))
         named.add(key)
     _shorten_warmup(values, named)
-    if preset is not None and "model.kind" in named:
-        _leave_out_switches(values, named)
     config = _check(values, problems)
     if config.model.kind not in BUILT_IN and (unread := sorted(named & SWITCHES)):
         why = f"is for gpt and llama, and a model from elsewhere (kind {config.model.kind}) keeps its own layers"
@@ -63,14 +61,6 @@ def load_config(preset: str | None = None, file: str | Path | None = None, overr
     if config.run_dir:
         return config
     return config.model_copy(update={"run_dir": f"runs/{preset or 'run'}-{config_hash(config)[:6]}"})
-
-
-def _leave_out_switches(values: dict[str, Any], named: set[str]) -> None:
-    """What a preset switched on for its own model is not meant for a bdh, which has no such switches."""
-    model = values.get("model")
-    if isinstance(model, dict) and model.get("kind") == "bdh" and isinstance(model.get("shape"), dict):
-        for key in SWITCHES - named:
-            model["shape"].pop(key.rpartition(".")[2], None)
 
 
 def _shorten_warmup(values: dict[str, Any], named: set[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from utils.config.load import config_hash, differences, flatten, load_config
 from utils.config.schema import RunConfig
 from utils.runs.checkpoints import NAME, find_checkpoint
-from utils.runs.folder import METRICS_FILE, RowWriter, RunFolder, now
+from utils.runs.folder import LAYERS_FILE, METRICS_FILE, RowWriter, RunFolder, now
 from utils.runs.lock import RunLock
 from utils.runs.rows import ROLLED_BACK
 from utils.training.schedule import learning_rate, total_steps
@@ -57,7 +57,8 @@ def plan(
     new = load_config(file=run.path / "config.yaml", overrides=[*words, f"run_dir={run.path}"])
     was, will = flatten(old.model_dump()), flatten(new.model_dump())
     changed = {key for key in was if was[key] != will[key] and key != "run_dir"}
-    if problems := [*_refused(changed, old, new, accept), *_unknown(accept, was)]:
+    fitting = int(run.read_json("meta").get("made_with", {}).get("batch_size") or 0)
+    if problems := [*_refused(changed, old, new, accept, fitting), *_unknown(accept, was)]:
         raise ValueError("\n".join([f"{run.path} cannot go on so:", *(f"  - {words}" for words in problems)]))
     return Plan(new, tuple(differences(old, new)), tuple(_meaning(changed, old, new, step, planned)))
 
@@ -80,26 +81,22 @@ def _further(old: RunConfig, step: int, planned: int, epoch: float, more_steps: 
     return ["train.epochs=0", f"train.max_steps={planned + more_steps}"]
 
 
-def _refused(changed: set[str], old: RunConfig, new: RunConfig, accept: Sequence[str]) -> list[str]:
-    """Why some settings cannot change, one line for each."""
-    was, will = flatten(old.model_dump()), flatten(new.model_dump())
-    whole, found = _examples(old) == _examples(new), []
+def _refused(changed: set[str], old: RunConfig, new: RunConfig, accept: Sequence[str], fitting: int) -> list[str]:
+    """Why some settings cannot change, one line for each; `fitting` is what train.batch_size=auto has found."""
+    was, will, found = flatten(old.model_dump()), flatten(new.model_dump()), list[str]()
+    before, after = ((c.train.batch_size or fitting) * c.train.grad_accum_steps for c in (old, new))
     for key in sorted(changed - FREE - HORIZON):
         what = f"{key}: {was[key]!r} -> {will[key]!r}"
         if key.startswith(FIXED):
             found.append(f"{what} makes it another run: start one from this model with `tbt train --model RUN`")
-        elif key in SPLIT and not whole:
+        elif key in SPLIT and before != after:
             found.append(
                 f"{what} changes which examples a step learns from, so some would be skipped or repeated: keep "
-                f"batch_size x grad_accum_steps at {_examples(old)}"
+                f"batch_size x grad_accum_steps at {before}"
             )
         elif key not in SPLIT and key not in accept:
             found.append(f"{what} changes what is learned: say --accept {key} if you want that")
     return found
-
-
-def _examples(config: RunConfig) -> int:
-    return config.train.batch_size * config.train.grad_accum_steps
 
 
 def _unknown(accept: Sequence[str], known: dict[str, object]) -> list[str]:
@@ -155,15 +152,18 @@ def apply(run: RunFolder, wanted: Plan, checkpoint: str = "latest") -> None:
 def _go_back(run: RunFolder, folder: Path, events: RowWriter) -> None:
     step = int(folder.name[5:])
     later = [path for path in run.checkpoints.iterdir() if NAME.fullmatch(path.name) and path.name > folder.name]
-    metrics = RowWriter(run.path / METRICS_FILE)
-    metrics.write({"step": step, "kind": ROLLED_BACK})
-    metrics.sync()
-    metrics.close()
     gone = ", ".join(sorted(str(int(path.name[5:])) for path in later)) or "none"
     text = f"back to step {step}, as was asked for; later checkpoints removed: {gone}"
     events.write({"time": now(), "event": "rewound", "step": step, "text": text})
     events.sync()
-    for path in sorted(later, reverse=True):  # the newest first: what is left is always a run at an earlier step
+    # Checkpoints before rows, the newest first: wherever this is killed, what is left is a run at some earlier step.
+    for path in sorted(later, reverse=True):
         path.rename(path.with_name(f"{path.name}.del"))
         shutil.rmtree(path.with_name(f"{path.name}.del"), ignore_errors=True)
+    for name in (METRICS_FILE, LAYERS_FILE):
+        if (run.path / name).exists():
+            rows = RowWriter(run.path / name)
+            rows.write({"step": step, "kind": ROLLED_BACK})
+            rows.sync()
+            rows.close()
     run.write_json("state", {**run.state(), "step": step})

@@ -29,6 +29,7 @@ COUNTS = ("step", "total_steps", "best_step", "attempt")
 NUMBERS = ("train_loss", "val_loss", "best_val_loss", "entropy_floor", "characters_per_token", "tokens_per_second",
            "eta_seconds", "mfu", "peak_memory", *(f"share/{part}" for part in PARTS))  # fmt: skip
 LARGEST, MOST_STEPS = 1e300, 10**15
+MOST_UNSYNCED = 1 << 22  # bytes of rows that may not be on the disk yet
 METRICS_FILE, LAYERS_FILE = "metrics.jsonl", "layers.jsonl"
 Row = dict[str, Any]
 
@@ -159,8 +160,10 @@ class RowWriter:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path, self._waiting = path, bytearray()
+        self._unsynced = bytearray()  # taken, and not known to be on the disk
+        self._is_doubtful = False  # whether a sync has failed, after which the system may have dropped what it took
         self._descriptor = retried(lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
-        self._waiting = bytearray()
         size = os.fstat(self._descriptor).st_size
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
             self._waiting += b"\n"  # or the next row would fuse with the torn one
@@ -170,11 +173,12 @@ class RowWriter:
         self._waiting += json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n"
         with contextlib.suppress(OSError):  # `sync` says so
             self._flush()
+            if len(self._unsynced) > MOST_UNSYNCED:
+                self._sync()
 
     def sync(self) -> None:
         """Put all rows so far on the disk. Raises OSError where it does not take them."""
-        retried(self._flush)
-        os.fsync(self._descriptor)
+        retried(self._sync)
 
     def close(self) -> None:
         """Close the file. Raises OSError where rows still wait."""
@@ -185,7 +189,20 @@ class RowWriter:
 
     def _flush(self) -> None:
         while self._waiting:  # a row that was taken in part is gone on with where it broke off
-            del self._waiting[: os.write(self._descriptor, self._waiting)]
+            taken = os.write(self._descriptor, self._waiting)
+            self._unsynced += self._waiting[:taken]
+            del self._waiting[:taken]
+
+    def _sync(self) -> None:
+        self._flush()
+        if self._is_doubtful:  # the same bytes in the same place once more, or a second sync would promise too much
+            with self._path.open("r+b") as file:
+                file.seek(os.fstat(self._descriptor).st_size - len(self._unsynced))
+                file.write(self._unsynced)
+        self._is_doubtful = True
+        os.fsync(self._descriptor)
+        self._is_doubtful = False
+        self._unsynced.clear()
 
 
 def read_lines(path: Path) -> Iterator[Row]:

@@ -149,9 +149,6 @@ def run_training(
             recorder.state(status=result.status, eta_seconds=None)
             recorder.close()
             return result
-        finally:
-            if trainer.profile:
-                trainer.profile.close()
 
 
 def _check_tokenizer(source: Path, store: TokenStore, config: RunConfig) -> None:
@@ -168,3 +165,6 @@ def _fit(trainer: Trainer) -> TrainResult:
         return trainer.fit()
     except ValueError as error:  # the request was good when it began, so this is no mistake of the user
         raise RuntimeError(f"training failed at step {trainer.progress.step + 1}: {error}") from error
+    finally:
+        if trainer.profile:
+            trainer.profile.close()

@@ -115,13 +115,6 @@ def test_the_hash_knows_every_setting_but_the_folder():
     assert re.fullmatch(r"[0-9a-f]{64}", config_hash(config))
 
 
-def test_a_preset_s_switches_are_not_for_a_bdh():
-    assert load_config("quickstart").model.shape.zero_init
-    assert not load_config("quickstart", overrides=["model.kind=bdh"]).model.shape.zero_init
-    (problem,) = problems_of("model.kind=bdh", "model.shape.zero_init=true", preset="quickstart")
-    assert "zero_init are for gpt and llama: a bdh has none of them" in problem
-
-
 def test_differences_names_what_changed_and_not_the_folder():
     old = load_config("debug")
     new = load_config("debug", overrides=["train.seed=7", "train.schedule=linear", "run_dir=elsewhere"])

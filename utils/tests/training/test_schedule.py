@@ -14,7 +14,8 @@ SCHEDULES = ["cosine", "linear", "wsd", "constant"]
 
 
 def config(schedule: str, **changes: float) -> TrainConfig:
-    return TrainConfig(schedule=schedule, learning_rate=1.0, min_lr=0.1, warmup_steps=10, max_steps=100, **changes)
+    settings = {"decay_share": 0.2, **changes}
+    return TrainConfig(schedule=schedule, learning_rate=1.0, min_lr=0.1, warmup_steps=10, max_steps=100, **settings)
 
 
 def rates(schedule: str, total: int = 100) -> list[float]:
