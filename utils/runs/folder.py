@@ -164,8 +164,8 @@ class RowWriter:
         self._unsynced = bytearray()  # taken, and not known to be on the disk
         self._is_doubtful = False  # whether a sync has failed, after which the system may have dropped what it took
         self._descriptor = retried(lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
-        size = os.fstat(self._descriptor).st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+        self._end = os.fstat(self._descriptor).st_size
+        if self._end and os.pread(self._descriptor, 1, self._end - 1) != b"\n":
             self._waiting += b"\n"  # or the next row would fuse with the torn one
 
     def write(self, row: Row) -> None:
@@ -189,15 +189,19 @@ class RowWriter:
 
     def _flush(self) -> None:
         while self._waiting:  # a row that was taken in part is gone on with where it broke off
-            taken = os.write(self._descriptor, self._waiting)
-            self._unsynced += self._waiting[:taken]
-            del self._waiting[:taken]
+            try:
+                os.write(self._descriptor, self._waiting)
+            finally:  # the file itself says how much was taken: some systems take a part and say that it failed
+                taken = max(0, os.fstat(self._descriptor).st_size - self._end)
+                self._end += taken
+                self._unsynced += self._waiting[:taken]
+                del self._waiting[:taken]
 
     def _sync(self) -> None:
         self._flush()
         if self._is_doubtful:  # the same bytes in the same place once more, or a second sync would promise too much
             with self._path.open("r+b") as file:
-                file.seek(os.fstat(self._descriptor).st_size - len(self._unsynced))
+                file.seek(self._end - len(self._unsynced))
                 file.write(self._unsynced)
         self._is_doubtful = True
         os.fsync(self._descriptor)
