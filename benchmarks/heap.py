@@ -36,7 +36,7 @@ def measure(name: str, kept: bool, steps: int, threads: int) -> float:
     sizes = {key: getattr(shape, key) for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
     ids = np.random.default_rng(0).integers(0, shape.vocab_size, 200_000).astype(np.uint16)
     batches = TaskBatches(TrainBatches(ids, shape.block_size, shape.batch_size, 1))
-    config = TrainConfig(batch_size=shape.batch_size)
+    config = TrainConfig(optimizer="adamw", batch_size=shape.batch_size)
     stepper = Stepper(build_model("gpt", ModelShape(**sizes)), config, batches, torch.device("cpu"), "bf16")
     seconds = []
     for step in range(steps + 3):

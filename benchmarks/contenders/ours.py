@@ -29,6 +29,7 @@ def settings(job: Job) -> list[str]:
         f"data.seq_len={shape.block_size}",
         f"train.batch_size={shape.batch_size}",
         f"train.max_steps={LONG}",
+        "train.optimizer=adamw",  # as everybody here
         "train.learning_rate=1e-3",
         "train.min_lr=1e-4",
         f"train.device={job.device}",
