@@ -39,7 +39,7 @@ def follow(job: Job) -> int:
         return code
     print_ending(job.run)
     if code:
-        print("`tbt train` with the same settings goes on from the last checkpoint.", file=sys.stderr)
+        print(f"`tbt resume {job.run.path}` goes on from the last checkpoint.", file=sys.stderr)
     return code
 
 

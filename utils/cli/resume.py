@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from utils.cli.data import interruptible
 from utils.cli.options import Overrides
 
 
@@ -13,7 +14,7 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, wherever it lies now.")],
     overrides: Overrides = None,
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="latest, best or a step; later checkpoints are removed.")
+        str, typer.Option("--checkpoint", help="latest, best or a step; later checkpoints are given up.")
     ] = "latest",
     more_steps: Annotated[int, typer.Option("--more-steps", help="End so many optimizer steps later.")] = 0,
     more_epochs: Annotated[float, typer.Option("--more-epochs", help="End so many passes over the text later.")] = 0.0,
@@ -42,12 +43,12 @@ def resume(
     from utils.runs.folder import open_run
 
     folder = open_run(run)
-    wanted = plan(folder, overrides or (), more_steps, more_epochs, accept or ())
-    if wanted.changed or checkpoint != "latest":
-        apply(folder, wanted, checkpoint)
+    wanted = plan(folder, overrides or (), more_steps, more_epochs, accept or (), checkpoint)
+    if wanted.changed or wanted.rewinds:
+        apply(folder, wanted)
     for words in (*wanted.changed, *wanted.notes):
         print(words, file=sys.stderr)
-    with prepare_bar() as progress:
+    with interruptible(), prepare_bar() as progress:
         job = launch(wanted.config, background, progress)
     if background and job.started():
         print(f"run: {job.run.path}")

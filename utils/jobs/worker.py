@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 the request was wrong, 75 another process has th
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from utils.config.schema import BUILT_IN
@@ -34,14 +35,16 @@ def main(folder: str, where: str = ".", boxed: bool = True) -> int:
         return BUSY
     with lock, StopSignal() as stop:
         # Before torch is imported, which takes seconds: who looks sees a run that is alive, and whom to signal.
-        run.write_json("state", {**run.state(), "status": "queued", "process": identity(), "message": None})
+        with suppress(OSError):  # a full disk ends no run; where nothing at all can be written, training says so
+            run.write_json("state", {**run.state(), "status": "queued", "process": identity(), "message": None})
         try:
             result = _train(run, stop, lock, boxed)
         except Exception as error:  # the process's edge: the launcher sees only the code, the state and the log
             traceback.print_exc()
             words = str(error) or type(error).__name__  # a MemoryError says nothing more
             print(f"error: {words}", file=sys.stderr, flush=True)
-            run.write_json("state", {**run.state(), "status": "failed", "message": words})
+            with suppress(OSError):
+                run.write_json("state", {**run.state(), "status": "failed", "message": words})
             return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
     return 0 if result.signal is None else 128 + result.signal
 

@@ -156,17 +156,16 @@ class RunFolder:
 class RowWriter:
     """Appends JSON rows to a file. Each row is one write: a kill leaves at most one torn last line.
 
-    Where the disk takes nothing (full, away), rows wait in memory and follow with the next one that it takes.
+    Where the disk takes nothing (full, away), rows wait in memory and follow with the next one that it takes. The file
+    is made for the first row.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._waiting = path, bytearray()
         self._unsynced = bytearray()  # taken, and not known to be on the disk
         self._is_doubtful = False  # whether a sync has failed, after which the system may have dropped what it took
-        self._descriptor = retried(lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
-        self._end = os.fstat(self._descriptor).st_size
-        if self._end and os.pread(self._descriptor, 1, self._end - 1) != b"\n":
-            self._waiting += b"\n"  # or the next row would fuse with the torn one
+        self._descriptor: int | None = None
+        self._end = 0  # of the file
 
     def write(self, row: Row) -> None:
         """Append one row. NaN and infinity become null: they are not JSON."""
@@ -185,10 +184,21 @@ class RowWriter:
         try:
             retried(self._flush)
         finally:
-            os.close(self._descriptor)
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+
+    def _open(self) -> int:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._end = os.fstat(descriptor).st_size
+        if self._end and os.pread(descriptor, 1, self._end - 1) != b"\n":
+            self._waiting[:0] = b"\n"  # or the next row would fuse with the torn one
+        return descriptor
 
     def _flush(self) -> None:
+        if self._waiting and self._descriptor is None:
+            self._descriptor = self._open()
         while self._waiting:  # a row that was taken in part is gone on with where it broke off
+            assert self._descriptor is not None
             try:
                 os.write(self._descriptor, self._waiting)
             finally:  # the file itself says how much was taken: some systems take a part and say that it failed
@@ -199,6 +209,8 @@ class RowWriter:
 
     def _sync(self) -> None:
         self._flush()
+        if self._descriptor is None:
+            return  # no row yet
         if self._is_doubtful:  # the same bytes in the same place once more, or a second sync would promise too much
             with self._path.open("r+b") as file:
                 file.seek(self._end - len(self._unsynced))

@@ -92,7 +92,7 @@ def evaluate(
                     # Not inference_mode: what a model keeps of its forward pass (a table of places, a mask) would be
                     # of no use to a backward pass later.
                     with torch.no_grad(), autocast():
-                        _count(model, part(batch, done, done + at_once), device, tally)
+                        _count(model, _part(batch, done, done + at_once), device, tally)
                     done += at_once
                     continue
                 except Exception as error:
@@ -105,7 +105,7 @@ def evaluate(
     return tally.result()
 
 
-def part(batch: Batch, first: int, end: int) -> Batch:
+def _part(batch: Batch, first: int, end: int) -> Batch:
     """Some examples of a batch."""
     extra = {name: value[first:end] for name, value in batch.extra.items()}
     return Batch(tuple(ids[first:end] for ids in batch.inputs), batch.labels[first:end], extra)

@@ -6,7 +6,7 @@ from utils.config.load import config_hash
 from utils.config.schema import RunConfig, TrainConfig
 from utils.data.storing.token_store import TokenStore
 from utils.runs.folder import RunFolder, now
-from utils.runtime.device import describe
+from utils.runtime.device import describe, multiplies_bf16
 from utils.runtime.environment import environment
 
 
@@ -30,6 +30,7 @@ def write_meta(
         "precision": precision,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_products": multiplies_bf16(device),  # in which Muon works, whatever the precision
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
     }
     made_with |= {
@@ -56,8 +57,8 @@ def write_meta(
         }
         run.write_json("meta", meta)
     was = meta["made_with"]
-    changed = [f"{key}: {was.get(key)} -> {made_with.get(key)}" for key in sorted({*was, *made_with})
-               if was.get(key) != made_with.get(key)]  # fmt: skip
+    # What auto had found may be named now, and what an older version did not write down cannot be compared.
+    changed = [f"{key}: {was[key]} -> {new}" for key, new in made_with.items() if was.get(key, new) != new]
     if not made_with["deterministic"]:
         changed.append("GPU algorithms may not repeat bit for bit: train.deterministic=true")
     if compiled:

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from utils.config.changes import ROUNDING, SHOWN
+from utils.config.load import flatten
 from utils.runs.checkpoints import NAME, best_checkpoint, newest_checkpoint, verify
 from utils.runs.recorder import Recorder
 from utils.training.checkpoint import Checkpointer, load_checkpoint
@@ -15,17 +18,18 @@ from utils.training.saving import mark_best
 from utils.training.trainer import Progress, Trainer
 
 
-def take_up(trainer: Trainer, folder: Path) -> float | None:
-    """Put all that a verified checkpoint holds into `trainer`; gives back the probe loss that was saved with it.
+def take_up(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Put all that a verified checkpoint holds into `trainer`; gives back what was saved beside the tensors.
 
     Raises what `load_checkpoint` raises.
     """
     state = load_checkpoint(folder, trainer.model, trainer.optimizer, trainer.average)
     trainer.progress = Progress.of(state["progress"])
-    trainer.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # else it was saved in a format that needs none
+        trainer.scaler.load_state_dict(state["scaler"])
     if trainer.total_steps > state.get("total_steps", trainer.total_steps):  # somebody wants to go on past an early end
         trainer.progress.stopped_early, trainer.progress.bad_evals = False, 0
-    return float.fromhex(state["probe"]) if state.get("probe") else None
+    return state
 
 
 def start_or_resume(
@@ -35,7 +39,8 @@ def start_or_resume(
 
     exact: the same hardware, software and settings, and the probe's loss is what it was, bit for bit: so will be all
     that follows. continuous: nothing is skipped or repeated, but sums are rounded otherwise, for the reasons `changed`
-    or because the probe says so. Raises ValueError where the probe's loss is another one altogether.
+    or because the probe says so. changed: it learns with other settings from here on, as somebody has asked for. Raises
+    ValueError where the probe's loss is another one altogether.
     """
     folder, damaged = newest_checkpoint(checkpointer.root)
     for bad in damaged:
@@ -43,14 +48,25 @@ def start_or_resume(
     if folder is None:
         recorder.event("started", total_steps=trainer.total_steps)
         return
-    saved = take_up(trainer, folder)
-    now = None if saved is None else probe(trainer.stepper, trainer.val)
-    if saved is not None and now is not None:
-        changed = [*changed, *filter(None, [differs(saved, now, precision)])]
+    state, now = take_up(trainer, folder), None
+    if state.get("probe"):
+        now = probe(trainer.stepper, trainer.val)
+    if now is not None:
+        # TF32 on a GPU keeps no more digits than bf16 does.
+        coarse = ["bf16"] if trainer.device.type == "cuda" and not trainer.config.deterministic else []
+        before = float.fromhex(state["probe"])
+        changed = [
+            *changed,
+            *filter(None, [differs(before, now, precision, state.get("precision", precision), *coarse)]),
+        ]
+    settings = other_settings(state.get("settings", {}), trainer)
     if trainer.keep_best and trainer.progress.best_step == trainer.progress.step:
         mark_best(checkpointer, trainer.progress)  # a kill may have come between the checkpoint and its mark
-    level, step = "continuous" if changed else "exact", trainer.progress.step
+    level, step = "changed" if settings else "continuous" if changed else "exact", trainer.progress.step
     why = f"rounded otherwise from here on ({'; '.join(changed)})" if changed else "as if never interrupted"
+    changed = [*settings, *changed]
+    if settings:
+        why = f"not as it would have without ({'; '.join(changed)})"
     recorder.event(
         "resumed",
         step=step,
@@ -60,6 +76,16 @@ def start_or_resume(
         probe=now,
         text=f"went on from {folder.name}, {level}: {why}",
     )
+
+
+def other_settings(saved: dict[str, Any], trainer: Trainer) -> list[str]:
+    """`key: old -> new` of each setting that decides what is learned and is not what it was when `saved`."""
+    current = flatten({"train": trainer.config.model_dump()})
+    return [
+        f"{key}: {saved[key]!r} -> {value!r}"
+        for key, value in current.items()
+        if key not in SHOWN | ROUNDING and key in saved and saved[key] != value
+    ]
 
 
 def build_restore(checkpointer: Checkpointer, fresh: Callable[[], nn.Module]) -> Callable[[Trainer], str]:

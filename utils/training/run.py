@@ -106,7 +106,7 @@ def run_training(
             recorder,
             device,
             precision,
-            save=build_save(checkpointer, recorder),
+            save=build_save(checkpointer, recorder, precision),
             restore=build_restore(checkpointer, lambda: load_model(config.model, vocab_size, config.train.seed, files)),
             keep_best=config.checkpoint.keep_best,
             sample=build_sampling(store, config, recorder, task),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 
+from utils.config.load import flatten
 from utils.runs.recorder import Recorder
 from utils.training.checkpoint import Checkpointer
 from utils.training.memory import is_out_of_memory
@@ -10,7 +11,7 @@ from utils.training.probe import probe
 from utils.training.trainer import Progress, Trainer
 
 
-def build_save(checkpointer: Checkpointer, recorder: Recorder) -> Callable[[Trainer, bool], None]:
+def build_save(checkpointer: Checkpointer, recorder: Recorder, precision: str) -> Callable[[Trainer, bool], None]:
     """What a trainer saves with; `is_best`: whether no model before had a lower validation loss."""
 
     def save(trainer: Trainer, is_best: bool) -> None:
@@ -20,6 +21,8 @@ def build_save(checkpointer: Checkpointer, recorder: Recorder) -> Callable[[Trai
             "progress": asdict(trainer.progress),
             "scaler": trainer.scaler.state_dict(),
             "total_steps": trainer.total_steps,
+            "settings": flatten({"train": trainer.config.model_dump()}),
+            "precision": precision,
         }
         for attempt in range(2):
             try:

@@ -121,6 +121,7 @@ class Trainer:
         while not self.finished and not signal:
             if self.progress.settled and not self._step_and_record():
                 continue  # gone back to an earlier step
+            best = self.progress.best_val_loss, self.progress.best_step
             with self.average.in_place():  # what is evaluated and sampled is what will be used
                 improved = self._settle()
             signal = self.stop()  # asked once: what arrives later than this is seen after the next step
@@ -139,6 +140,7 @@ class Trainer:
                 except OSError as error:
                     if self.finished or signal:
                         raise
+                    self.progress.best_val_loss, self.progress.best_step = best  # what is not kept is not the best
                     text = f"{error}: training goes on, and the next checkpoint is tried when it is due"
                     self.recorder.event("not_saved", step=self.progress.step, text=text)
                 self.clock.enter("other")

@@ -28,8 +28,8 @@ def run(finished: Path, tmp_path: Path) -> RunFolder:
 
 def go_on(run: RunFolder, *words: str, checkpoint: str = "latest", **wanted) -> RunFolder:
     """What `tbt resume` does, in this process."""
-    chosen = plan(run, words, **wanted)
-    apply(run, chosen, checkpoint)
+    chosen = plan(run, words, checkpoint=checkpoint, **wanted)
+    apply(run, chosen)
     assert run_training(chosen.config).status == "completed"
     return run
 
@@ -45,7 +45,8 @@ def test_a_finished_run_goes_further(run: RunFolder):
     assert [row["step"] for row in run.metrics() if row["kind"] == "train"] == list(range(1, 21))
     (event,) = run.events("settings")
     assert event["changed"] == ["train.max_steps: 12 -> 20"]
-    assert run.events("resumed")[0]["level"] == "exact"
+    (resumed,) = run.events("resumed")
+    assert (resumed["level"], resumed["changed"]) == ("changed", ["train.max_steps: 12 -> 20"])
 
 
 def test_epochs_are_turned_into_steps_where_the_run_counts_steps(run: RunFolder):
@@ -68,7 +69,10 @@ def test_an_early_end_is_gone_past(tmp_path: Path):
 def test_an_earlier_checkpoint_leads_to_the_same_end(run: RunFolder, finished: Path):
     go_on(run, checkpoint="4")
     assert run.events("resumed")[0]["step"] == 4
-    assert run.events("rewound")[0]["text"].startswith("back to step 4, as was asked for; later checkpoints removed: ")
+    assert run.events("rewound")[0]["text"].startswith(
+        "back to step 4, as was asked for; later checkpoints set aside: "
+    )
+    assert run.events("resumed")[0]["level"] == "exact"
     assert weights_hash(run.path) == weights_hash(finished)
     assert metrics_of(run.path) == metrics_of(finished)
 
@@ -79,8 +83,50 @@ def test_what_changes_no_weight_may_change(run: RunFolder, finished: Path):
 
 
 def test_the_same_examples_in_other_portions_are_no_other_step(run: RunFolder):
-    go_on(run, "train.batch_size=8", "train.grad_accum_steps=1", checkpoint="8")
+    go_on(run, "train.batch_size=2", "train.grad_accum_steps=4", checkpoint="8")
     assert run.state()["step"] == 12
+    (resumed,) = run.events("resumed")  # dropout and sums are others, so it is not called exact
+    assert resumed["level"] == "changed"
+    assert set(resumed["changed"]) == {"train.batch_size: 4 -> 2", "train.grad_accum_steps: 2 -> 4"}
+
+
+def test_another_number_format_is_gone_on_with_and_named(run: RunFolder):
+    go_on(run, "train.precision=bf16", checkpoint="8")
+    (resumed,) = run.events("resumed")
+    assert resumed["level"] == "continuous"
+    assert "precision: fp32 -> bf16" in resumed["changed"]
+    go_on(run, "train.precision=fp32", checkpoint="latest", more_steps=2)  # back again: 16 bits of what was saved
+    assert run.state()["step"] == 14
+
+
+def test_a_run_of_epochs_ends_later_in_epochs(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run_training(tiny_config(run.path, "train.max_steps=0", "train.epochs=0.05", "train.warmup_steps=50"))
+    planned = run.state()["total_steps"]
+    go_on(run, more_steps=4)
+    assert abs(run.state()["total_steps"] - planned - 4) <= 1
+    assert run.config().train.max_steps == 0
+    with pytest.raises(ValueError, match="the run cannot end at step"):
+        plan(run, ["train.epochs=0.01"])
+
+
+def test_rows_of_steps_that_are_done_again_with_other_settings_count_no_more(run: RunFolder):
+    go_on(run, "train.log_every=4", checkpoint="4")
+    assert [row["step"] for row in run.metrics() if row["kind"] == "train"] == [1, 2, 3, 4, 8, 12]
+
+
+def test_an_end_before_the_checkpoint_is_refused_and_one_behind_an_earlier_checkpoint_is_not(run: RunFolder):
+    with pytest.raises(ValueError, match="12 steps are done already: the run cannot end at step 10"):
+        plan(run, ["train.max_steps=10"])
+    assert plan(run, ["train.max_steps=10"], checkpoint="8").step == 8
+
+
+def test_a_plan_is_not_applied_to_a_run_that_has_changed_since(run: RunFolder):
+    one, other = plan(run, more_steps=4), plan(run, ["train.log_every=5"])
+    apply(run, one)
+    with pytest.raises(BlockingIOError, match="has just been changed by somebody else"):
+        apply(run, other)
+    assert (run.config().train.max_steps, run.config().train.log_every) == (16, 1)
 
 
 def test_what_changes_the_weights_has_to_be_accepted(run: RunFolder):
@@ -118,5 +164,5 @@ def test_a_run_that_is_being_trained_is_left_alone(run: RunFolder):
 
 def test_a_checkpoint_that_is_not_there_changes_nothing(run: RunFolder):
     with pytest.raises(FileNotFoundError, match="no whole checkpoint '5'"):
-        apply(run, plan(run), "5")
+        plan(run, checkpoint="5")
     assert not run.events("rewound")

@@ -120,6 +120,8 @@ def test_close_gives_the_files_back(run):
         pytest.skip("this system has no /proc to count descriptors in")
     before = len(os.listdir("/proc/self/fd"))
     recorder = Recorder(run)
+    recorder.event("started")
+    recorder.train(1, loss=1.0)
     assert len(os.listdir("/proc/self/fd")) == before + 2
     recorder.sync()
     recorder.close()

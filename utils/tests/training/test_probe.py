@@ -1,16 +1,22 @@
 """A resume says at which level it goes on, and proves it by a loss that was saved."""
 
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from utils.data.batching.batches import EvalBatches
+from utils.data.batching.tasks import TaskBatches
 from utils.runs.checkpoints import newest_checkpoint, verify
 from utils.runs.folder import RunFolder
 from utils.tests.tiny import tiny_config, weights_hash
 from utils.training.checkpoint import _write_manifest
+from utils.training.probe import Few, differs
 from utils.training.run import run_training
 
 
@@ -71,6 +77,29 @@ def test_a_probe_that_rounds_otherwise_is_not_called_exact(run: RunFolder):
     event = resumed(run)
     assert event["level"] == "continuous"
     assert event["changed"] == [f"the probe loss is {saved:.9g}, saved was {saved * (1 + 1e-7):.9g}"]
+
+
+def test_the_probe_is_the_same_whatever_the_batch_size():
+    ids = np.arange(1000) % 50
+    few = [Few(TaskBatches(EvalBatches(ids, 16, size))).batch(0) for size in (1, 3, 64)]
+    assert [len(batch.labels) for batch in few] == [4, 4, 4]
+    assert all(torch.equal(batch.inputs[0], few[0].inputs[0]) for batch in few)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "formats", "said"),
+    [(2.0, 2.0, ["fp32"], ""), (math.nan, math.nan, ["fp16"], ""), (2.0, 2.00001, ["fp32"], "the probe"),
+     (2.0, 2.01, ["fp32", "bf16"], "the probe"), (0.0, 1e-6, ["fp32"], "the probe")],
+)  # fmt: skip
+def test_how_far_a_probe_may_be_off(before: float, now: float, formats: list[str], said: str):
+    assert differs(before, now, *formats).startswith(said)
+    assert bool(differs(before, now, *formats)) == bool(said)
+
+
+@pytest.mark.parametrize(("before", "now"), [(2.0, 2.01), (2.0, math.nan), (math.nan, 2.0), (0.0, 1e-3)])
+def test_a_probe_that_is_too_far_off_is_refused(before: float, now: float):
+    with pytest.raises(ValueError, match="these are not the weights"):
+        differs(before, now, "fp32")
 
 
 def test_weights_that_are_not_those_saved_are_refused(run: RunFolder):
