@@ -16,6 +16,7 @@ STEPS = 50
 QUICK = (
     "data.size=20000", "data.seq_len=32", "train.batch_size=8", f"train.max_steps={STEPS}", "train.warmup_steps=5",
     "train.eval_every=20", "train.eval_batches=4", "train.save_every=10", "train.log_every=1", "train.threads=1",
+    "train.schedule=cosine", "train.min_lr=3e-4",
 )  # fmt: skip
 
 # Its calls in training are counted in a buffer, which is saved with the weights: a run that goes back counts on from
